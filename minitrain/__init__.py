@@ -1,0 +1,1 @@
+"""minitrain: parallel pretraining of transformers, every gradient and every collective written out."""

@@ -1,0 +1,1 @@
+"""Arrays: types, blocks, flat vectors with named views."""

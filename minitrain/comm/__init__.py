@@ -1,0 +1,1 @@
+"""Communicators: one interface, its implementations, and the grid of ranks."""

@@ -1,0 +1,104 @@
+"""What a run is: frozen records, one per section of the TOML file and of the command line's `--section.field`.
+
+A comment after a field is its help text. `None` means "derived", and `resolve.py` puts the number in its place, so that the
+`config.toml` of a run directory holds no `None` that matters. Nothing here is checked: the rules are in `validate.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer."""
+
+    arch: Literal["llama", "gpt2"] = "llama"  # llama: RMSNorm, RoPE, SwiGLU; gpt2: LayerNorm, learned positions, tanh-GELU, biases
+    layers: int = 2  # transformer blocks
+    width: int = 128  # model width D
+    heads: int = 4  # query heads; width / heads is the head width
+    kv_heads: int | None = None  # key/value heads (default: as many as heads)
+    ffn: int | None = None  # inner width of the MLP (default: llama 8/3 width, in multiples of 32; gpt2 4 width)
+    vocab: int = 256  # vocabulary size
+    seq_len: int = 64  # positions T of a training sequence
+    tied: bool | None = None  # the head uses the embedding matrix (default: gpt2 true, llama false)
+    rope_theta: float = 10000.0  # base of the rotary angles (llama)
+    norm_eps: float = 1e-5  # epsilon inside RMSNorm and LayerNorm
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the ranks are split: dp x pp x tp = world size. If none of the three is given, a layout is chosen."""
+
+    dp: int | None = None  # data-parallel replicas (default: what tp and pp leave of the world)
+    tp: int | None = None  # tensor-parallel ranks (default: 1)
+    pp: int | None = None  # pipeline stages (default: 1)
+    zero: Literal[0, 1, 2, 3] = 0  # ZeRO stage: shard optimizer state (1), gradients too (2), parameters too (3)
+    shard: int | None = None  # the part of dp that ZeRO shards over (default: all of dp when zero > 0, else 1)
+    schedule: Literal["gpipe", "1f1b"] = "1f1b"  # pipeline schedule
+    sequence: bool = False  # sequence parallelism: all-gather / reduce-scatter in place of tp's all-reduces
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 1000  # optimizer steps
+    global_batch: int | None = None  # sequences a step over all ranks (default: 8, rounded up to dp x micro_batch)
+    micro_batch: int = 4  # sequences of one model replica in one micro-step
+    seed: int = 0  # of initial weights, data order and sampling
+    eval_every: int = 250  # steps between validations (0: only at the end)
+    eval_sequences: int = 1024  # held-out sequences of one validation (0: all of them)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its learning rate."""
+
+    name: Literal["sgd", "adamw"] = "adamw"  # optimizer
+    lr: float = 5e-3  # peak learning rate
+    betas: tuple[float, float] = (0.9, 0.95)  # decay rates of Adam's two moments
+    eps: float = 1e-8  # Adam's epsilon
+    weight_decay: float = 0.1  # decoupled, in units of lr, on matrices only
+    clip: float = 1.0  # global gradient norm to clip to (0: off)
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "linear"  # learning rate after warm-up
+    warmup: int = 20  # steps of linear warm-up
+    decay: int | None = None  # steps of the final linear decay of wsd (default: a fifth of steps)
+    min_lr: float = 0.0  # learning rate at the last step (absolute)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text."""
+
+    path: str | None = None  # a UTF-8 text file or an llm.c .bin token file (default: the built-in corpus)
+    corpus: Literal["kjv"] = "kjv"  # built-in corpus: the King James Bible
+    tokenizer: Literal["bytes"] = "bytes"  # text to ids
+    shuffle: bool = True  # false: sequences in file order
+    holdout: float = 0.05  # the tail of the tokens that is kept for validation (0: none)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run and its directory."""
+
+    dir: str | None = None  # run directory (default: runs/NAME, numbered)
+    init_from: str | None = None  # Hugging Face directory of weights to start from
+    export_hf: bool | str = False  # write the final weights as a Hugging Face directory: true = in the run directory, or a path
+    progress: Literal["auto", "bar", "plain", "none"] = "auto"  # a live bar (terminals only), a line a step, or neither
+    sample_tokens: int = 256  # length of the text generated at the end (0: none)
+    temperature: float = 0.7  # of that text (0: the most likely token)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    precision: Literal["fp64", "fp32"] = "fp32"  # type of parameters, activations and gradients
+    backend: Literal["auto", "numpy"] = "auto"  # array library
+    collectives: Literal["auto", "mpi", "threads"] = "auto"  # auto: MPI when a launcher started several ranks

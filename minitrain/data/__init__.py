@@ -1,0 +1,1 @@
+"""From text to the batch of a step."""

@@ -1,0 +1,1 @@
+"""Formulas: forward and backward of each operation, side by side, without communication."""

@@ -1,0 +1,1 @@
+"""Optimizers on flat vectors, the learning-rate schedule, clipping."""

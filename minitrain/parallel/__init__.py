@@ -1,0 +1,1 @@
+"""Flat memory and its lifetimes (ZeRO), pipeline schedules, the batch over ranks."""
