@@ -1,0 +1,31 @@
+"""Buffers that are borrowed for a while and given back, so that a step allocates no large array twice."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from minitrain.arrays.types import Array
+
+
+class Pool:
+    """Keeps the buffers that were given back, by size and dtype. `bytes` counts all it ever made: its footprint."""
+
+    def __init__(self) -> None:
+        self._free: defaultdict[tuple[int, np.dtype[np.generic]], list[Array]] = defaultdict(list)
+        self.bytes = 0
+
+    @contextmanager
+    def borrow(self, size: int, dtype: np.dtype[np.generic]) -> Iterator[Array]:
+        """A vector of undefined contents."""
+        free = self._free[size, dtype]
+        if free:
+            buffer = free.pop()
+        else:
+            buffer = np.empty(size, dtype)
+            self.bytes += buffer.nbytes
+        try:
+            yield buffer
+        finally:
+            free.append(buffer)
