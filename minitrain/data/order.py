@@ -39,7 +39,7 @@ def _permute(index: Array, epoch: Array, n: int, seed: int) -> Array:
 
 
 def _feistel(x: Array, key: Array, half: int) -> Array:
-    """A keyed bijection of [0, 4^half): (left, right) -> (right, left ^ f(right)) has an inverse for any f."""
+    """A keyed bijection of [0, 4^half): (left, right) -> (right, left ^ f(right)) is invertible for any f."""
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = x >> bits, x & mask
     for r in range(ROUNDS):
