@@ -1,0 +1,155 @@
+"""Start minitrain, or any Python, on one or several ranks, and never leave a process behind.
+
+What is started depends on nothing but its arguments: variables of another launcher are taken out of the
+environment, and those that Open MPI and BLAS need are put in (to run as root, more ranks than cores, one
+thread a rank, shared memory and TCP only).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HANG_LIMIT = 300.0  # seconds; a limit for what hangs, not a statement about speed
+
+_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYDRA_", "SLURM_")
+_ADDED = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_btl": "^uct,ofi",
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",  # Open MPI 4
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",  # Open MPI 5
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONPATH": str(REPOSITORY),
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+class HangError(AssertionError):
+    """The command was still running at its limit; the message ends with what it had written."""
+
+
+def run_minitrain(
+    *args: object,
+    ranks: int = 1,
+    cwd: Path | None = None,
+    timeout: float = HANG_LIMIT,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """`python -m minitrain ARGS` alone, or through `mpirun -n RANKS` when ranks > 1."""
+    command = [sys.executable, "-m", "minitrain", *map(str, args)]
+    return run(under_mpirun(command, ranks), cwd=cwd, timeout=timeout, env=env)
+
+
+def run_python(
+    code: str | Path,
+    *args: object,
+    ranks: int = 1,
+    cwd: Path | None = None,
+    timeout: float = HANG_LIMIT,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """A file (`Path`) or a text (`str`) of Python on several ranks. A rank that raises ends the others."""
+    script = [str(code)] if isinstance(code, Path) else ["-c", code]
+    abort_on_error = [] if ranks == 1 else ["-m", "mpi4py"]
+    command = [sys.executable, *abort_on_error, *script, *map(str, args)]
+    return run(under_mpirun(command, ranks), cwd=cwd, timeout=timeout, env=env)
+
+
+def under_mpirun(command: Sequence[str], ranks: int) -> list[str]:
+    """`command` on `ranks` ranks, by the mpirun of this Python's environment where there is one."""
+    if ranks == 1:
+        return list(command)
+    beside_python = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside_python) if beside_python.exists() else "mpirun"
+    return [mpirun, "-n", str(ranks), *command]
+
+
+def run(
+    command: Sequence[str],
+    cwd: Path | None = None,
+    timeout: float = HANG_LIMIT,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `command` in a session of its own, and end whatever is left of it. Raises `HangError` at the limit.
+
+    Output goes to files, since a pipe would stay open for as long as an orphan holds it.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+    environment |= _ADDED | dict(env or {})
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        hung = False
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            hung = True
+        finally:
+            _end_session(process)
+        stdout, stderr = _text(out), _text(err)
+    if hung:
+        raise HangError(
+            f"still running after {timeout:g} s: {' '.join(command)}\n{(stdout + stderr)[-6000:]}"
+        )
+    return subprocess.CompletedProcess(list(command), process.returncode, stdout, stderr)
+
+
+def _text(file: "tempfile._TemporaryFileWrapper[bytes]") -> str:
+    file.seek(0)
+    return file.read().replace(b"\0", b"").decode(errors="replace").replace("\r\n", "\n")
+
+
+def _end_session(leader: "subprocess.Popen[bytes]") -> None:
+    """Ask the leader to end, then kill every process of its session.
+
+    In this order: mpirun, told to end, ends its ranks; killed, it leaves them behind. Ranks have process
+    groups of their own, but share mpirun's session.
+    """
+    if leader.poll() is None:
+        leader.terminate()
+        try:
+            leader.wait(5)
+        except subprocess.TimeoutExpired:
+            leader.kill()
+            leader.wait()
+    deadline = time.monotonic() + 5
+    while (left := _session_members(leader.pid)) and time.monotonic() < deadline:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        time.sleep(0.01)
+
+
+def _session_members(session: int) -> list[int]:
+    """The living processes of a session."""
+    if Path("/proc/self/stat").exists():
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    else:
+        pids = [int(pid) for pid in subprocess.check_output(["ps", "-A", "-o", "pid="]).split()]
+    members = []
+    for pid in pids:
+        try:
+            if os.getsid(pid) == session:
+                members.append(pid)
+        except (ProcessLookupError, PermissionError):
+            pass
+    return members
