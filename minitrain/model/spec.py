@@ -125,3 +125,10 @@ def model_specs(model: ModelConfig) -> list[ParamSpec]:
     for layer in range(model.layers):
         rows += block_specs(model, layer)
     return rows + head_specs(model)
+
+
+def stage_layers(layers: int, stage: int, n_stages: int) -> range:
+    """The blocks of pipeline stage `stage`: a contiguous run; the first `layers % n_stages` stages hold one more."""
+    each, more = divmod(layers, n_stages)
+    start = stage * each + min(stage, more)
+    return range(start, start + each + (stage < more))

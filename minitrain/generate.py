@@ -1,0 +1,55 @@
+"""Text from a model, token by token, on the same grid of ranks that trains it.
+
+The next token is drawn by the Gumbel-max trick (Gumbel 1954): argmax_v (l_v / temperature + gumbel_v) is distributed as
+softmax(l / temperature). Each tp rank takes the maximum over its own part of the vocabulary, so no rank needs all logits, and since the
+noise is a function of (seed, place, v) alone every layout writes the same text.
+"""
+
+import numpy as np
+
+from minitrain.arrays.types import Array
+from minitrain.comm.grid import Grid
+from minitrain.data.philox import uniform
+from minitrain.parallel.stage import Stage
+
+
+def continue_tokens(stage: Stage, grid: Grid, prompt: Array, n_tokens: int, temperature: float, seed: int) -> Array:
+    """`prompt` and `n_tokens` more ids. Every pp and tp rank of a replica calls it and gets the same."""
+    window = stage.model.seq_len  # the model knows no positions beyond
+    ids = np.concatenate([prompt, np.zeros(n_tokens, prompt.dtype)])
+    for place in range(prompt.size, ids.size):
+        context = ids[max(0, place - window) : place]
+        logits_V, first_id = _last_logits(stage, grid, context)
+        ids[place] = _draw(stage, grid, logits_V, first_id, temperature, seed, place)
+    return ids
+
+
+def _last_logits(stage: Stage, grid: Grid, context: Array) -> tuple[Array, int]:
+    """On the last stage the logits after the last token, this rank's part of the vocabulary; elsewhere none."""
+    pp = grid.pp
+    x = np.tile(context, grid.tp.size if stage.tp.sequence else 1)  # sequence parallelism deals rows evenly: a copy a rank
+    if not stage.is_first:
+        x = stage.empty_activations(x.size)
+        pp.recv(x, pp.rank - 1)
+    x, _ = stage.forward(x, context.size)
+    if not stage.is_last:
+        pp.send(x, pp.rank + 1)
+        return np.empty(0), 0
+    logits_NV, first_id = stage.logits(x)
+    return logits_NV[context.size - 1], first_id
+
+
+def _draw(stage: Stage, grid: Grid, logits_V: Array, first_id: int, temperature: float, seed: int, place: int) -> int:
+    chosen = np.zeros(1, np.int64)
+    if stage.is_last:
+        score_V = logits_V.astype(np.float64)
+        if temperature > 0:
+            vocab = stage.model.vocab
+            noise_V = uniform(seed, "sample", place * vocab + first_id, logits_V.size)
+            score_V = score_V / temperature - np.log(-np.log(noise_V))
+        best = np.array([score_V.max()])
+        grid.tp.all_reduce(best, "max")
+        chosen[0] = first_id + score_V.argmax() if score_V.max() == best[0] else -1
+        grid.tp.all_reduce(chosen, "max")
+    grid.pp.broadcast(chosen, grid.pp.size - 1)
+    return int(chosen[0])

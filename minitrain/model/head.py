@@ -1,0 +1,55 @@
+"""The end of the model: final norm, vocabulary-parallel logits and their cross-entropy. No rank ever holds a full row of logits.
+
+    nll = log sum_v exp(l_v) - l_target,   l = norm(x) W^T                         (Shoeybi et al. 2019, section 3)
+
+Three numbers a token cross the ranks: the largest logit, the sum of exponentials, and the target's logit.
+Shapes: N rows of a micro-batch, S rows of it held outside the tensor-parallel region, V rows of the vocabulary on this rank, D model width.
+"""
+
+from typing import Any, NamedTuple
+
+from minitrain.arrays.types import Array
+from minitrain.model.norm import norm_backward, norm_forward
+from minitrain.model.tensor import TensorParallel
+from minitrain.ops import loss
+from minitrain.ops.linear import linear_backward, linear_forward
+
+Views = dict[str, Array]
+
+
+class HeadContext(NamedTuple):
+    tp: TensorParallel
+    first_id: int  # of this rank's part of the vocabulary
+    norm_eps: float
+
+
+class HeadSaved(NamedTuple):
+    norm: Any
+    a_SD: Array
+    targets_N: Array
+    exp_NV: Array  # exp(logits - largest), in the memory of the logits
+    sums_2N: Array  # sum of exponentials, and the target's logit - largest
+
+
+def logits_forward(x_SD: Array, w: Views, matrix_VD: Array, c: HeadContext) -> tuple[Array, Any, Array]:
+    """logits_NV of this rank's part of the vocabulary, and what norm and matrix saved."""
+    a_SD, norm_saved = norm_forward(x_SD, w, "head.norm", c.norm_eps)
+    return linear_forward(c.tp.enter(a_SD), matrix_VD), norm_saved, a_SD
+
+
+def loss_forward(x_SD: Array, targets_N: Array, w: Views, matrix_VD: Array, c: HeadContext) -> tuple[Array, HeadSaved]:
+    """nll_N in nats per token, the same on every tp rank; 0 where the target is negative."""
+    logits_NV, norm_saved, a_SD = logits_forward(x_SD, w, matrix_VD, c)
+    largest_N = loss.local_max(logits_NV)
+    c.tp.comm.all_reduce(largest_N, "max")
+    sums_2N = loss.exp_and_sums(logits_NV, largest_N, targets_N, c.first_id)
+    c.tp.comm.all_reduce(sums_2N)  # partial sums over this rank's part of the vocabulary
+    nll_N = loss.cross_entropy(sums_2N, targets_N)
+    return nll_N, HeadSaved(norm_saved, a_SD, targets_N, logits_NV, sums_2N)
+
+
+def loss_backward(saved: HeadSaved, scale: float, w: Views, matrix_VD: Array, g: Views, dmatrix_VD: Array, c: HeadContext) -> Array:
+    """dx_SD of scale * sum(nll_N)."""
+    dlogits_NV = loss.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale)
+    da_ND = linear_backward(dlogits_NV, c.tp.enter(saved.a_SD), matrix_VD, dmatrix_VD)
+    return norm_backward(c.tp.enter_backward(da_ND), saved.norm, w, g, "head.norm")

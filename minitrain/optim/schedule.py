@@ -1,0 +1,29 @@
+"""The learning rate as a function of the step alone."""
+
+import math
+
+from minitrain.config import OptimConfig
+
+
+def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
+    """lr at step t (from 1) of `steps`.
+
+    Warm-up: lr t / warmup for t < warmup. Then, from lr at t = warmup to min_lr at t = steps:
+
+        constant   lr
+        cosine     min_lr + (lr - min_lr) (1 + cos(pi (t - warmup) / (steps - warmup))) / 2    (Loshchilov & Hutter 2017)
+        linear     lr + (min_lr - lr) (t - warmup) / (steps - warmup)
+        wsd        lr, then linear over the last `decay` steps                                  (Hu et al. 2024, MiniCPM)
+    """
+    lr, low, warmup = optim.lr, optim.min_lr, optim.warmup
+    if step < warmup:
+        return lr * step / warmup
+    if optim.schedule == "constant":
+        return lr
+    if optim.schedule == "wsd":
+        assert optim.decay is not None
+        return low + (lr - low) * min(1.0, (steps - step) / max(1, optim.decay))
+    progress = (step - warmup) / max(1, steps - warmup)
+    if optim.schedule == "linear":
+        return lr + (low - lr) * progress
+    return low + (lr - low) * (1 + math.cos(math.pi * progress)) / 2

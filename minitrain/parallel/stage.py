@@ -1,0 +1,137 @@
+"""One pipeline stage of the model: which units of memory it has, and the way of a micro-batch through them and back.
+
+Shapes: N = B*T rows of a micro-batch, S rows of it held outside the tensor-parallel region, D model width.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+
+from minitrain.arrays.types import Array
+from minitrain.comm.grid import Grid
+from minitrain.config import Config
+from minitrain.model import embedding, head
+from minitrain.model.block import BlockContext, BlockSaved, block_backward, block_forward
+from minitrain.model.spec import block_specs, embedding_specs, head_specs, position_specs, stage_layers
+from minitrain.model.tensor import TensorParallel
+from minitrain.ops.rope import rope_table
+from minitrain.parallel.unit import Fill, Memory, Unit
+from minitrain.precision import PRECISIONS
+
+Views = dict[str, Array]
+
+
+class StageSaved(NamedTuple):
+    """What the backward of one micro-batch needs."""
+
+    ids_N: Array | None  # the tokens, on the first stage
+    blocks: list[BlockSaved]
+
+
+class Stage:
+    """The units of one pipeline stage. `units` lists them in the order of the forward pass."""
+
+    def __init__(self, config: Config, grid: Grid, fill: Fill) -> None:
+        model, parallel = config.model, config.parallel
+        self.model, self.precision = model, PRECISIONS[config.precision]
+        self.is_first, self.is_last = grid.pp.rank == 0, grid.pp.rank == grid.pp.size - 1
+        self.tp = TensorParallel(grid.tp, parallel.sequence and grid.tp.size > 1)
+        self.memory = Memory(grid, parallel.zero, self.tp.sequence, self.precision)
+        layers = stage_layers(model.layers, grid.pp.rank, grid.pp.size)
+
+        # The last stage of a pipeline needs a copy of the tied matrix; the first one's is the one that counts in norms.
+        self.embedding = Unit("", embedding_specs(model), self.memory, fill, self.is_first) if self._has_embedding() else None
+        has_positions = self.is_first and model.arch == "gpt2"
+        self.positions = Unit("", position_specs(model), self.memory, fill) if has_positions else None
+        self.blocks = [Unit(f"layers.{i}.", block_specs(model, i), self.memory, fill) for i in layers]
+        self.head = Unit("", head_specs(model), self.memory, fill) if self.is_last else None
+        self.units = [u for u in (self.embedding, self.positions, *self.blocks, self.head) if u is not None]
+
+        head_width = model.width // model.heads
+        llama = model.arch == "llama"
+        rope_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.param) if llama else None
+        self._block_context = BlockContext(self.tp, model.seq_len, head_width, model.norm_eps, rope_TC)
+        self._first_id = embedding_specs(model)[0].tp_slice(grid.tp.rank, grid.tp.size)[0].start
+        self._head_context = head.HeadContext(self.tp, self._first_id, model.norm_eps)
+
+    def _has_embedding(self) -> bool:
+        return self.is_first or bool(self.model.tied and self.is_last)
+
+    def forward(self, x: Array, seq_len: int | None = None) -> tuple[Array, StageSaved]:
+        """x_SD of this stage's last block from x_SD of the previous stage, or from the ids_N of the tokens on the first stage."""
+        context = self._block_context._replace(seq_len=seq_len or self.model.seq_len)
+        ids_N = None
+        if self.is_first:
+            ids_N, x = x, self._embed(x, context.seq_len)
+        saved = []
+        for unit in self.blocks:
+            with unit.params() as w:
+                x, block_saved = block_forward(x, w, context)
+            saved.append(block_saved)
+        return x, StageSaved(ids_N, saved)
+
+    def backward(self, dx_SD: Array, saved: StageSaved) -> Array:
+        """The gradient for the previous stage, from that of the next one; parameter gradients are added up in the units."""
+        for unit in reversed(self.blocks):
+            with unit.params() as w, unit.grads() as g:
+                dx_SD = block_backward(dx_SD, saved.blocks.pop(), w, g, self._block_context)
+        if saved.ids_N is not None:
+            self._embed_backward(dx_SD, saved.ids_N)
+        return dx_SD
+
+    def loss(self, x_SD: Array, targets_N: Array, scale: float) -> tuple[float, Array]:
+        """Sum of nll over the micro-batch in nats, and the gradient of `scale` times it with respect to x_SD."""
+        with self._head_and_matrix(Unit.params) as (w, matrix_VD):
+            nll_N, saved = head.loss_forward(x_SD, targets_N, w, matrix_VD, self._head_context)
+            with self._head_and_matrix(Unit.grads) as (g, dmatrix_VD):
+                dx_SD = head.loss_backward(saved, scale, w, matrix_VD, g, dmatrix_VD, self._head_context)
+        return float(nll_N.sum(dtype=np.float64)), dx_SD
+
+    def loss_only(self, x_SD: Array, targets_N: Array) -> float:
+        """Sum of nll over the micro-batch, without a backward."""
+        with self._head_and_matrix(Unit.params) as (w, matrix_VD):
+            nll_N, _ = head.loss_forward(x_SD, targets_N, w, matrix_VD, self._head_context)
+        return float(nll_N.sum(dtype=np.float64))
+
+    def logits(self, x_SD: Array) -> tuple[Array, int]:
+        """logits_NV of this rank's part of the vocabulary, and the first id of that part."""
+        with self._head_and_matrix(Unit.params) as (w, matrix_VD):
+            return head.logits_forward(x_SD, w, matrix_VD, self._head_context)[0], self._first_id
+
+    def empty_activations(self, n_rows: int) -> Array:
+        """A buffer for what a neighbouring stage sends for a micro-batch of `n_rows` tokens."""
+        rows = self.tp.rows(n_rows)
+        return np.empty((rows.stop - rows.start, self.model.width), self.precision.param)
+
+    def _embed(self, ids_N: Array, seq_len: int) -> Array:
+        assert self.embedding is not None
+        with self.embedding.params() as w:
+            x_SD = embedding.embed_forward(ids_N, w["embedding"], self._first_id, self.tp)
+        if self.positions is not None:
+            with self.positions.params() as w:
+                x_SD = embedding.positions_forward(x_SD, w["positions"], ids_N.size, seq_len, self.tp)
+        return x_SD
+
+    def _embed_backward(self, dx_SD: Array, ids_N: Array) -> None:
+        assert self.embedding is not None
+        if self.positions is not None:
+            with self.positions.grads() as g:
+                embedding.positions_backward(dx_SD, g["positions"], ids_N.size, self.model.seq_len, self.tp)
+        with self.embedding.grads() as g:
+            embedding.embed_backward(dx_SD, ids_N, g["embedding"], self._first_id, self.tp)
+
+    @contextmanager
+    def _head_and_matrix(
+        self, views_of: Callable[[Unit], AbstractContextManager[Views]]
+    ) -> Iterator[tuple[Views, Array]]:
+        """Parameters (or gradients) of the head, and the output matrix, which is the embedding's when tied."""
+        assert self.head is not None
+        with views_of(self.head) as of_head:
+            if "head" in of_head:
+                yield of_head, of_head["head"]
+                return
+            assert self.embedding is not None
+            with views_of(self.embedding) as of_embedding:
+                yield of_head, of_embedding["embedding"]
