@@ -1,7 +1,8 @@
-"""What a run is: frozen records, one per section of the TOML file and of the command line's `--section.field`.
+"""What a run is: frozen records, one for each table of a TOML file and each section of the command line.
 
-A comment after a field is its help text. `None` means "derived", and `resolve.py` puts the number in its place, so that the
-`config.toml` of a run directory holds no `None` that matters. Nothing here is checked: the rules are in `validate.py`.
+A comment after a field is its help text (`fields.py` reads it). `None` means "derived": `resolve.py` puts a
+value in its place, so that the `config.toml` of a run directory is complete. Nothing is checked here: the
+rules are in `validate.py`.
 """
 
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ from typing import Literal
 class ModelConfig:
     """The transformer."""
 
-    arch: Literal["llama", "gpt2"] = "llama"  # llama: RMSNorm, RoPE, SwiGLU; gpt2: LayerNorm, learned positions, tanh-GELU, biases
+    arch: Literal["llama", "gpt2"] = "llama"  # llama: RMSNorm, RoPE, SwiGLU; gpt2: LayerNorm, GELU, biases
     layers: int = 2  # transformer blocks
     width: int = 128  # model width D
     heads: int = 4  # query heads; width / heads is the head width
     kv_heads: int | None = None  # key/value heads (default: as many as heads)
-    ffn: int | None = None  # inner width of the MLP (default: llama 8/3 width, in multiples of 32; gpt2 4 width)
+    ffn: int | None = None  # inner width of the MLP (default: 4 width for gpt2, 8/3 width for llama)
     vocab: int = 256  # vocabulary size
     seq_len: int = 64  # positions T of a training sequence
     tied: bool | None = None  # the head uses the embedding matrix (default: gpt2 true, llama false)
@@ -27,13 +28,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the ranks are split: dp x pp x tp = world size. If none of the three is given, a layout is chosen."""
+    """How the ranks are split: dp x pp x tp = world size. If none of these is given, a layout is chosen."""
 
     dp: int | None = None  # data-parallel replicas (default: what tp and pp leave of the world)
     tp: int | None = None  # tensor-parallel ranks (default: 1)
     pp: int | None = None  # pipeline stages (default: 1)
-    zero: Literal[0, 1, 2, 3] = 0  # ZeRO stage: shard optimizer state (1), gradients too (2), parameters too (3)
-    shard: int | None = None  # the part of dp that ZeRO shards over (default: all of dp when zero > 0, else 1)
+    zero: Literal[0, 1, 2, 3] = 0  # ZeRO: shard optimizer state (1), gradients too (2), parameters too (3)
+    shard: int | None = None  # part of dp that ZeRO shards over (default: all of it if zero > 0, else 1)
     schedule: Literal["gpipe", "1f1b"] = "1f1b"  # pipeline schedule
     sequence: bool = False  # sequence parallelism: all-gather / reduce-scatter in place of tp's all-reduces
 
@@ -43,7 +44,7 @@ class TrainConfig:
     """The loop."""
 
     steps: int = 1000  # optimizer steps
-    global_batch: int | None = None  # sequences a step over all ranks (default: 8, rounded up to dp x micro_batch)
+    global_batch: int | None = None  # sequences in a step (default: 8, rounded up to dp x micro_batch)
     micro_batch: int = 4  # sequences of one model replica in one micro-step
     seed: int = 0  # of initial weights, data order and sampling
     eval_every: int = 250  # steps between validations (0: only at the end)
@@ -83,8 +84,8 @@ class RunConfig:
 
     dir: str | None = None  # run directory (default: runs/NAME, numbered)
     init_from: str | None = None  # Hugging Face directory of weights to start from
-    export_hf: bool | str = False  # write the final weights as a Hugging Face directory: true = in the run directory, or a path
-    progress: Literal["auto", "bar", "plain", "none"] = "auto"  # a live bar (terminals only), a line a step, or neither
+    export_hf: bool | str = False  # Hugging Face directory of the final weights: true = run.dir/hf, or a path
+    progress: Literal["auto", "bar", "plain", "none"] = "auto"  # live bar, a line a step, or neither
     sample_tokens: int = 256  # length of the text generated at the end (0: none)
     temperature: float = 0.7  # of that text (0: the most likely token)
 

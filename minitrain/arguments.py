@@ -1,0 +1,226 @@
+"""The command line: `[COMMAND] [--config FILE.toml] [--section.field VALUE ...]`, read and not yet judged.
+
+There is an option for every field of the configuration. A value is read as TOML reads it, but that text needs
+no quotes. All problems of a line are collected, so that the user sees them at once.
+"""
+
+import argparse
+import inspect
+import tomllib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from minitrain.errors import ConfigError, Problem
+from minitrain.fields import Field, known_fields, nearest, sections
+
+PROGRAM = "python -m minitrain"
+COMMANDS = {
+    "train": "train a model and write a run directory (the default)",
+    "generate": "sample text from a directory of weights",
+    "convert": "Hugging Face directories to and from checkpoints",
+}
+SWITCHES = {
+    "help": "print this and exit",
+    "version": "print the version and exit",
+    "print-config": "print the resolved configuration as TOML and exit",
+    "dry-run": "check everything, show what would run, start nothing",
+    "debug": "show tracebacks",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was typed."""
+
+    command: str
+    switches: set[str]
+    config: str | None = None  # the TOML file
+    values: dict[str, Any] = field(default_factory=dict)  # of configuration fields, by dotted name
+    rest: dict[str, Any] = field(default_factory=dict)  # the arguments of a command other than train
+    problems: list[Problem] = field(default_factory=list)
+    doubtful: set[str] = field(default_factory=set)  # fields with a problem: what fits them is not known
+
+
+def parse(argv: list[str]) -> Arguments:
+    """The arguments of any command. Raises ConfigError if there is no such command."""
+    if not argv or argv[0].startswith("-"):
+        return _parse_train(argv)
+    command, words = argv[0], argv[1:]
+    if command not in COMMANDS:
+        remedy = f"there are {', '.join(COMMANDS)}; the nearest is {nearest(command, COMMANDS)}"
+        raise ConfigError([Problem(f"unknown command '{command}'", "command line", remedy)])
+    if command == "train":
+        return _parse_train(words)
+    if "--help" in words or "-h" in words:
+        return Arguments(command, {"help"})
+    rest = vars(_PARSERS[command]().parse_args(words))
+    return Arguments(command, {"debug"} if rest.pop("debug") else set(), rest=rest)
+
+
+def help_of(command: str) -> str:
+    """The text of --help."""
+    return _PARSERS[command]().format_help()
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=110)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but it raises its errors and guesses no abbreviations."""
+
+    def __init__(self, command: str, switches: tuple[str, ...], **options: Any) -> None:
+        super().__init__(
+            prog=f"{PROGRAM} {command}".strip(),
+            allow_abbrev=False,
+            add_help=False,
+            formatter_class=_formatter,
+            **options,
+        )
+        for name in switches:
+            names = ["-h", "--help"] if name == "help" else [f"--{name}"]
+            self.add_argument(*names, action="store_true", dest=name, help=SWITCHES[name])
+
+    def error(self, message: str) -> Any:
+        raise ConfigError([Problem(message, "command line", f"{self.prog} --help shows what there is")])
+
+
+def _train_parser(n_values: str | None = None) -> _Parser:
+    """With `n_values="*"` every option takes any number of values, so that all wrong ones are found."""
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    parser = _Parser(
+        "",
+        tuple(SWITCHES),
+        usage=f"{PROGRAM} [COMMAND] [--config FILE.toml] [--section.field VALUE ...]",
+        description=f"Trains a transformer; under `mpirun -n N` on N ranks.\n\ncommands:\n{commands}",
+        epilog="The command line goes before the TOML file, and the file before the defaults.",
+    )
+    parser.add_argument(
+        "--config", nargs=n_values, metavar="FILE.toml", help="settings, a table for each section"
+    )
+    groups: dict[str, Any] = {"": parser}
+    for section, record in sections().items():
+        if section:
+            groups[section] = parser.add_argument_group(section, inspect.getdoc(record))
+    for name, option in known_fields().items():
+        group = groups[name.rpartition(".")[0]]
+        group.add_argument(f"--{name}", nargs=n_values, metavar=_metavar(option), help=_help(option))
+    return parser
+
+
+def _generate_parser() -> _Parser:
+    parser = _Parser("generate", ("help", "debug"), description=COMMANDS["generate"])
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="a Hugging Face directory of weights")
+    add("--prompt", required=True, metavar="TEXT", help="how the text begins")
+    add("--tokens", type=int, default=256, metavar="N", help="tokens to generate (default: 256)")
+    add("--temperature", type=float, default=0.7, metavar="X", help="0: the most likely token (default: 0.7)")
+    add("--seed", type=int, default=0, metavar="N", help="of the random numbers (default: 0)")
+    return parser
+
+
+def _convert_parser() -> _Parser:
+    parser = _Parser("convert", ("help", "debug"), description=COMMANDS["convert"])
+    parser.add_argument("direction", choices=["from-hf", "to-hf"], help="from or to a Hugging Face directory")
+    parser.add_argument("source", metavar="SRC", help="directory to read")
+    parser.add_argument("destination", metavar="DST", help="directory to write")
+    return parser
+
+
+_PARSERS = {"train": _train_parser, "generate": _generate_parser, "convert": _convert_parser}
+
+
+def _parse_train(argv: list[str]) -> Arguments:
+    typed, extras = _train_parser("*").parse_known_args(_join_negative_numbers(argv))
+    arguments = Arguments("train", {name for name, value in vars(typed).items() if value is True})
+    _note_unknown(extras, arguments)
+    options = {name: words for name, words in vars(typed).items() if isinstance(words, list)}
+    config = options.pop("config", None)
+    known = known_fields()
+    for name, words in options.items():
+        option = known[name]
+        if not words and bool in option.kinds:
+            arguments.values[name] = True
+        elif len(words) == 2 and _is_pair(option):
+            arguments.values[name] = [_value(word, option) for word in words]
+        elif len(words) == 1:
+            arguments.values[name] = _value(words[0], option)
+        else:
+            what = f"--{name} takes {'2 values' if _is_pair(option) else '1 value'}, not {len(words)}"
+            arguments.problems.append(Problem(what, f"--{name}", f"write --{name} {_metavar(option)}"))
+            arguments.doubtful.add(name)
+    if config is not None and len(config) != 1:
+        what = f"--config takes 1 file, not {len(config)}"
+        arguments.problems.append(Problem(what, "--config", "write --config FILE.toml"))
+        config = None
+    return replace(arguments, config=config[0] if config else None)
+
+
+def _join_negative_numbers(argv: list[str]) -> list[str]:
+    """`--optim.lr -1e-3` as `--optim.lr=-1e-3`, because argparse takes a word like -1e-3 for an option."""
+    words: list[str] = []
+    for word in argv:
+        if word.startswith("-") and _is_number(word) and words and words[-1].startswith("--"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _note_unknown(extras: list[str], arguments: Arguments) -> None:
+    """Problems of what the parser did not know: options, and words that belong to none."""
+    after_option = False
+    for word in extras:
+        if word.startswith("-"):
+            option = word.partition("=")[0]
+            meant = nearest(option.lstrip("-"), [*known_fields(), "config", *SWITCHES])
+            problem = Problem(f"unknown option {option}", "command line", f"the nearest known is --{meant}")
+            arguments.problems.append(problem)
+            arguments.doubtful.add(meant)
+            after_option = True
+        elif not after_option:
+            remedy = "a command comes first, an option begins with --"
+            arguments.problems.append(Problem(f"unexpected word '{word}'", "command line", remedy))
+
+
+def _value(word: str, option: Field) -> Any:
+    """The word as TOML would read it, or as it stands: for text, and for what TOML cannot read."""
+    is_text = str in option.kinds or isinstance(option.default, str)
+    if is_text and not (bool in option.kinds and word in ("true", "false")):
+        return word
+    if (float in option.kinds or _is_pair(option)) and _is_number(word):
+        return float(word)
+    try:
+        parsed = tomllib.loads(f"value = {word}")
+    except tomllib.TOMLDecodeError:
+        return word
+    return parsed["value"] if len(parsed) == 1 else word
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_pair(option: Field) -> bool:
+    return isinstance(option.default, tuple)
+
+
+def _metavar(option: Field) -> str:
+    if option.choices:
+        return "{" + ",".join(map(str, option.choices)) + "}"
+    if _is_pair(option):
+        return "X Y"
+    names = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
+    return "|".join(names[kind] for kind in option.kinds)
+
+
+def _help(option: Field) -> str:
+    text = option.help.replace("%", "%%")
+    if option.default is None or "(default" in text:
+        return text
+    default = " ".join(map(str, option.default)) if _is_pair(option) else str(option.default)
+    return f"{text} (default: {default.lower() if bool in option.kinds else default})"

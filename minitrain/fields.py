@@ -1,0 +1,68 @@
+"""Every field of the configuration by its dotted name: what the command line and a TOML file may say."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from minitrain.config import Config
+
+
+class Field(NamedTuple):
+    """One field. `kinds` are the types of its values but for None; `choices` its values if they are listed."""
+
+    name: str  # "model.layers", or "precision" at the top level
+    kinds: tuple[Any, ...]
+    choices: tuple[Any, ...]
+    default: Any
+    help: str
+
+
+def sections() -> dict[str, Any]:
+    """The records a configuration is made of, by the name of their TOML table; "" is the top level."""
+    hints = get_type_hints(Config)
+    return {"": Config} | {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+
+def known_fields() -> dict[str, Field]:
+    """All fields, those of the top level first, then in the order of config.py."""
+    table = {}
+    for section, record in sections().items():
+        hints = get_type_hints(record)
+        helps = _comments(record)
+        for field in fields(record):
+            hint = hints[field.name]
+            if is_dataclass(hint):
+                continue
+            name = f"{section}.{field.name}" if section else field.name
+            table[name] = Field(name, _kinds(hint), _choices(hint), field.default, helps.get(field.name, ""))
+    return table
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most likely meant: one that ends alike (`lr` for `optim.lr`), else the closest one."""
+
+    def likeness(candidate: str) -> float:
+        forms = (candidate, candidate.rpartition(".")[2])
+        return max(difflib.SequenceMatcher(None, name, form).ratio() for form in forms)
+
+    names = list(known)
+    alike = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
+    return max(alike or names, key=likeness)
+
+
+def _comments(record: type) -> dict[str, str]:
+    """The comment after each field, from the source text."""
+    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(record), re.MULTILINE))
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) in (Literal, tuple) or not get_args(hint):
+        return (hint,)
+    return tuple(kind for kind in get_args(hint) if kind is not type(None))
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()

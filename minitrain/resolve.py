@@ -1,0 +1,171 @@
+"""Puts a value wherever one was left open: the model's derived sizes, the layout, the batch.
+
+The result may still break rules (`validate.py`); only what has no answer at all is a problem here.
+"""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from minitrain.errors import Problem
+from minitrain.validate import LAYOUT_RULES, breaches
+
+GLOBAL_BATCH = 8  # sequences, if nothing else is asked for and dp x micro_batch divides it
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration without gaps. `notices` are for the banner: what was chosen that may surprise."""
+
+    config: Config
+    notices: list[str]
+    problems: list[Problem]
+    doubtful: set[str]
+
+
+def ranks_wanted(parallel: ParallelConfig) -> int:
+    """The number of ranks that the configuration itself names; what it leaves out counts as 1."""
+    return max(1, (parallel.dp or 1) * (parallel.tp or 1) * (parallel.pp or 1))
+
+
+def resolve(
+    config: Config,
+    given: dict[str, Any],
+    world_size: int,
+    pretrained: ModelConfig | None = None,
+    doubtful: Collection[str] = (),
+) -> Resolved:
+    """Fills `config` for `world_size` ranks.
+
+    `given` holds the fields that the user named, `pretrained` the model of `run.init_from`, `doubtful` the
+    fields that are known to be wrong already.
+    """
+    problems: list[Problem] = []
+    if pretrained is not None:
+        problems += _contradictions(pretrained, given)
+        seq_len = (
+            min(pretrained.seq_len, config.model.seq_len) if "model.seq_len" in given else pretrained.seq_len
+        )
+        config = replace(config, model=replace(pretrained, seq_len=seq_len))
+    config = replace(config, model=fill_model(config.model))
+    optim, notices = _fill_optim(config.optim, config.train.steps, given)
+    config = replace(config, optim=optim)
+
+    parallel = config.parallel
+    open_layout = (parallel.dp, parallel.tp, parallel.pp) == (None, None, None)
+    wrong = {*doubtful, *_not_positive(config)}
+    if open_layout and not any(name.startswith("parallel.") for name in doubtful):
+        layout = choose_layout(config, world_size, wrong)
+        if layout is None:
+            problems.append(_no_layout(config, world_size, wrong))
+            wrong |= {"parallel.dp", "parallel.tp", "parallel.pp"}
+    else:
+        tp, pp = parallel.tp or 1, parallel.pp or 1
+        layout = (parallel.dp or max(1, world_size // max(1, tp * pp)), tp, pp)
+    filled = with_layout(config, *(layout or (1, 1, 1)))
+    batch = filled.train.global_batch
+    if config.train.global_batch is None and batch != GLOBAL_BATCH and layout:
+        notices.append(f"global_batch {batch}: the default {GLOBAL_BATCH}, rounded up to dp x micro_batch")
+    return Resolved(filled, notices, problems, wrong)
+
+
+def fill_model(model: ModelConfig) -> ModelConfig:
+    """The sizes that follow from the others."""
+    if model.arch == "gpt2":
+        ffn = 4 * model.width
+    else:
+        ffn = -(-8 * model.width // (3 * 32)) * 32  # 8/3 width, up to a multiple of 32
+    return replace(
+        model,
+        kv_heads=model.heads if model.kv_heads is None else model.kv_heads,
+        ffn=ffn if model.ffn is None else model.ffn,
+        tied=(model.arch == "gpt2") if model.tied is None else model.tied,
+    )
+
+
+def choose_layout(
+    config: Config, world_size: int, wrong: Collection[str] = ()
+) -> tuple[int, int, int] | None:
+    """The legal (dp, tp, pp) with most axes at work; of these the most balanced, then the largest dp, tp."""
+
+    def merit(layout: tuple[int, int, int]) -> tuple[int, ...]:
+        dp, tp, _ = layout
+        return sum(n > 1 for n in layout), -max(layout), dp, tp
+
+    legal = (
+        (dp, tp, world_size // dp // tp)
+        for dp in divisors(world_size)
+        for tp in divisors(world_size // dp)
+        if not breaches(LAYOUT_RULES, with_layout(config, dp, tp, world_size // dp // tp), world_size, wrong)
+    )
+    return max(legal, key=merit, default=None)
+
+
+def with_layout(config: Config, dp: int, tp: int, pp: int) -> Config:
+    """The configuration with this layout, and with the batch and the shard that follow from it."""
+    parallel, train = config.parallel, config.train
+    shard = parallel.shard if parallel.shard is not None else (dp if parallel.zero else 1)
+    return replace(
+        config,
+        parallel=replace(parallel, dp=dp, tp=tp, pp=pp, shard=shard),
+        train=replace(train, global_batch=_global_batch(train, dp)),
+    )
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _global_batch(train: TrainConfig, dp: int) -> int:
+    unit = max(1, dp * train.micro_batch)
+    return -(-GLOBAL_BATCH // unit) * unit if train.global_batch is None else train.global_batch
+
+
+def _fill_optim(optim: OptimConfig, steps: int, given: dict[str, Any]) -> tuple[OptimConfig, list[str]]:
+    """Warm-up by default is no longer than the run; the decay of wsd is a fifth of it, after the warm-up."""
+    notices = []
+    if "optim.warmup" not in given and optim.warmup > steps > 0:
+        notices.append(f"warm-up takes all {steps} steps: the default {optim.warmup} is longer than the run")
+        optim = replace(optim, warmup=steps)
+    if optim.schedule == "wsd" and optim.decay is None:
+        optim = replace(optim, decay=max(0, min(steps // 5, steps - optim.warmup)))
+    return optim, notices
+
+
+def _contradictions(pretrained: ModelConfig, given: dict[str, Any]) -> list[Problem]:
+    """Where the user's words about the model differ from the weights. Fewer positions are fine."""
+    problems = []
+    for name, known in asdict(pretrained).items():
+        said = given.get(f"model.{name}", known)
+        if name == "seq_len" and said < known:
+            continue
+        if said != known:
+            remedy = f"model.seq_len = {known} or less" if name == "seq_len" else f"leave model.{name} out"
+            what = f"{name} is {said}, but {known} in the weights of run.init_from"
+            problems.append(Problem(what, f"model.{name}, run.init_from", remedy))
+    return problems
+
+
+def _no_layout(config: Config, world_size: int, wrong: Collection[str]) -> Problem:
+    def legal(n: int) -> bool:
+        return choose_layout(config, n, wrong) is not None
+
+    below = next((n for n in range(world_size - 1, 0, -1) if legal(n)), None)
+    above = next((n for n in range(world_size + 1, 4 * world_size + 16) if legal(n)), None)
+    sizes = " or ".join(str(n) for n in (below, above) if n is not None)
+    what = f"no layout of {world_size} ranks is legal for this model and batch"
+    remedy = (
+        f"start {sizes} ranks (mpirun -n)"
+        if sizes
+        else "change model, train.global_batch or train.micro_batch"
+    )
+    return Problem(what, "parallel.dp, parallel.tp, parallel.pp", remedy)
+
+
+def _not_positive(config: Config) -> set[str]:
+    """Fields that no layout can be judged by."""
+    sizes = {f"model.{name}": value for name, value in asdict(config.model).items()}
+    sizes |= {f"train.{name}": value for name, value in asdict(config.train).items()}
+    sizes |= {"parallel.shard": config.parallel.shard}
+    return {name for name, value in sizes.items() if isinstance(value, int) and value <= 0}
