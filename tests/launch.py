@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -132,24 +133,29 @@ def _end_session(leader: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 5
     while (left := _session_members(leader.pid)) and time.monotonic() < deadline:
         for pid in left:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         time.sleep(0.01)
 
 
 def _session_members(session: int) -> list[int]:
-    """The living processes of a session."""
-    if Path("/proc/self/stat").exists():
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    else:
-        pids = [int(pid) for pid in subprocess.check_output(["ps", "-A", "-o", "pid="]).split()]
     members = []
-    for pid in pids:
-        try:
+    for pid in living_processes():
+        with suppress(ProcessLookupError, PermissionError):
             if os.getsid(pid) == session:
                 members.append(pid)
-        except (ProcessLookupError, PermissionError):
-            pass
     return members
+
+
+def living_processes() -> Iterator[int]:
+    """Ids of all processes but those that have ended and wait to be collected."""
+    if Path("/proc/self/stat").exists():
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    yield int(process.name)
+    else:
+        for line in subprocess.check_output(["ps", "-A", "-o", "pid=,stat="], text=True).splitlines():
+            pid, state = line.split()
+            if not state.startswith("Z"):
+                yield int(pid)
