@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from oracle import COMPOSITE, OP, check_directional, gradient_error
 
 from minitrain.ops.norm import rms_norm_backward, rms_norm_forward
-from tests.oracle import COMPOSITE, OP, check_directional, gradient_error
 
 EPS = 1e-5
 

@@ -1,6 +1,6 @@
 """The linear map, y = x W^T + b: every matrix of the transformer.
 
-Shapes: N tokens, I inputs, O outputs. Weights are [outputs, inputs], so each output is one row.
+Shapes: N tokens, I inputs, O outputs. Weights are [outputs, inputs]: a row of W makes one output.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def linear_forward(x_NI: Array, w_OI: Array, bias_O: Array | None = None) -> Arr
 def linear_backward(
     dy_NO: Array, x_NI: Array, w_OI: Array, dw_OI: Array, dbias_O: Array | None = None
 ) -> Array:
-    """Forward was y = x W^T + b, so now dx = dy W, dW += dy^T x, db += sum over tokens of dy. Returns dx [N, I]."""
+    """Forward was y = x W^T + b, so now dx = dy W, dW += dy^T x, db += sum_n dy_n. Returns dx [N, I]."""
     dw_OI += np.matmul(dy_NO.T, x_NI)
     if dbias_O is not None:
         dbias_O += dy_NO.sum(axis=0)

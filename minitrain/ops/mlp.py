@@ -37,7 +37,7 @@ def swiglu_forward(gate_NF: Array, up_NF: Array) -> tuple[Array, SwigluSaved]:
 
 
 def swiglu_backward(dh_NF: Array, saved: SwigluSaved) -> tuple[Array, Array]:
-    """Forward was h = silu(gate) up, so now dup = dh silu and dgate = dh up silu', where silu' = s + silu - silu s.
+    """Forward was h = silu(gate) up, so now dup = dh silu and dgate = dh up silu', silu' = s + silu - silu s.
 
     Returns (dgate, dup).
     """
@@ -105,4 +105,4 @@ def gelu_backward(dh_NF: Array, saved: GeluSaved) -> Array:
 
 
 def _blocks(x_NF: Array) -> Iterator[slice]:
-    return row_blocks(x_NF.shape[0], x_NF.shape[1] * x_NF.itemsize)
+    return row_blocks(len(x_NF), x_NF[0].nbytes)

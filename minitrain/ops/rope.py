@@ -11,10 +11,10 @@ from minitrain.arrays.types import Array
 
 
 def rope_table(n_positions: int, head_width: int, theta: float, dtype: DTypeLike) -> Array:
-    """e^(i t theta^(-2j/K)) for position t, component j: complex64 for fp32, complex128 for fp64. [n_positions, K/2]
+    """e^(i t theta^(-2j/K)) at position t for component j (Su et al. 2021, eq. 15, theta = 10000).
+    [n_positions, K/2], complex64 for fp32 and complex128 for fp64.
 
     Angles are in fp64 whatever the dtype: at position 10^5 an fp32 angle would be wrong in its third decimal.
-    Su et al. 2021, eq. 15; theta is 10000 there.
     """
     frequency_C = theta ** (-np.arange(0, head_width, 2) / head_width)
     angle_TC = np.outer(np.arange(n_positions), frequency_C)

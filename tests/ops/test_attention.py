@@ -2,19 +2,19 @@ import math
 
 import numpy as np
 import pytest
+from oracle import check_directional
 
 from minitrain.arrays import blocks
 from minitrain.ops import attention
 from minitrain.ops.attention import attention_backward, attention_forward
-from tests.oracle import check_directional
 
 B, K = 3, 5
-CASES = [(4, 2, 7), (6, 3, 8), (3, 3, 9), (4, 1, 1), (2, 1, 4)]  # query heads H, key/value heads G, positions T
+CASES = [(4, 2, 7), (6, 3, 8), (3, 3, 9), (4, 1, 1), (2, 1, 4)]  # query heads, key/value heads, positions
 
 
 @pytest.fixture(autouse=True, params=["one block", "many blocks"])
 def block_size(request, monkeypatch):
-    """Also with query blocks of 4 positions and one sequence at a time, so that T = 7, 8, 9 take two or three blocks."""
+    """Also with one sequence at a time and query blocks of 4 positions: T = 7, 8, 9 take two or three."""
     if request.param == "many blocks":
         monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
         monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
@@ -68,7 +68,7 @@ def test_single_precision_stays_single_rows_are_contiguous_and_inputs_untouched(
     results = [o, *attention_backward(inputs[3], saved)]
     for got, like in zip(results, [inputs[0], *inputs[:3]], strict=True):
         assert got.dtype == np.float32 and got.flags.c_contiguous and got.shape == like.shape
-    assert saved.reciprocal_sum_BGRT.dtype == np.float32 and {e.dtype for e in saved.exps} == {np.dtype(np.float32)}
+    assert saved.r_BGRT.dtype == np.float32 and {e.dtype for e in saved.exps} == {np.dtype(np.float32)}
     for a, b in zip(inputs, before, strict=True):
         np.testing.assert_array_equal(a, b)
 

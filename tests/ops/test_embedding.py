@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from oracle import check_directional
 
 from minitrain.ops.embedding import embedding_backward, embedding_forward
-from tests.oracle import check_directional
 
 V, D = 5, 3
 IDS = np.array([4, 0, 8, 6, 4, 11, 4, 3, 8, 7, 2])  # with first_id 4: 4, 6, 7, 8 are here, 4 thrice, 5 never

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+from oracle import check_directional
 
 from minitrain.ops.linear import linear_backward, linear_forward
-from tests.oracle import check_directional
 
-N, I, O = 7, 5, 3  # noqa: E741
+N, I, O = 7, 5, 3
 
 
 def arrays(dtype=np.float64):

@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from oracle import check_directional
 
 from minitrain.arrays import blocks
 from minitrain.ops.mlp import gelu_backward, gelu_forward, swiglu_backward, swiglu_forward
-from tests.oracle import check_directional
 
 N, F = 11, 5
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from oracle import check_directional
 
 from minitrain.arrays import blocks
 from minitrain.ops.norm import layer_norm_backward, layer_norm_forward, rms_norm_backward, rms_norm_forward
-from tests.oracle import check_directional
 
 N, D = 11, 7
 EPS = 1e-3  # large enough for a wrong place of eps to show
