@@ -74,7 +74,7 @@ def split(file: TokenFile, holdout: float, seq_len: int) -> tuple[TokenFile, Tok
     if holdout > 0 and n_heldout < need:
         least = math.ceil(1000 * need / total) / 1000
         raise DataError(
-            f"the held-out part is {n_heldout} of {total} tokens, a sequence needs model.seq_len + 1 = {need}",
+            f"the held-out part has {n_heldout} tokens, a sequence needs model.seq_len + 1 = {need}",
             f"{file.name}, data.holdout {holdout:g}",
             "set data.holdout to 0 (no validation) or "
             + (f"to {least:.3f} or more" if least * total + need < total else "give a longer text"),

@@ -122,7 +122,7 @@ def test_split_too_short() -> None:
         split(in_memory(8), 0, 8)
     with pytest.raises(DataError, match="8 tokens for training"):
         split(in_memory(17), 0.55, 8)
-    with pytest.raises(DataError, match=r"is 8 of 80 .*seq_len \+ 1 = 9; memory, data.holdout 0.1; .*0.113"):
+    with pytest.raises(DataError, match=r"8 tokens, .*seq_len \+ 1 = 9; memory, data.holdout 0.1; .*0.113"):
         split(in_memory(80), 0.1, 8)
     split(in_memory(80), 0.113, 8)
     with pytest.raises(DataError, match="or give a longer text"):

@@ -1,0 +1,215 @@
+"""Weights as a Hugging Face directory, read and written box by box by any number of ranks.
+
+Writing: one rank calls `create_hf` (all files, full size), every rank writes its boxes with `HFWriter` and
+flushes, and after a barrier one rank calls `commit_hf`. Until then the directory goes by another name, so it
+is complete or absent. No rank ever holds the whole model.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from minitrain.arrays.types import Array
+from minitrain.checkpoint.hf_config import CONFIG, hf_config, read_config_file, read_hf_model_config
+from minitrain.checkpoint.hf_layout import place, stored_shapes
+from minitrain.checkpoint.safetensors_file import FLOATS, create, map_tensors
+from minitrain.config import ModelConfig
+from minitrain.errors import CheckpointError
+from minitrain.model.spec import ParamSpec, model_specs
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # {"weight_map": {tensor: file}}, where the weights fill several files
+PREFIX = {"llama": "model.", "gpt2": "transformer."}  # absent in the files of some GPT-2 models
+UNTIED = "lm_head.weight"
+BUFFERS = re.compile(r"(.*\.)?(attn\.(bias|masked_bias)|rotary_emb\.inv_freq)")  # constants, not weights
+KEPT_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "minitrain_tokenizer")
+KEPT_FILES = (
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+class HFReader:
+    """The weights of `directory`. Raises CheckpointError unless they are exactly those of `model`."""
+
+    def __init__(self, directory: str | Path, model: ModelConfig) -> None:
+        self.directory, self.model = Path(directory), model
+        stored = {name: t for name, t in _map_all(self.directory).items() if not BUFFERS.fullmatch(name)}
+        prefix = PREFIX[model.arch]
+        if not any(name.startswith(prefix) for name in stored):
+            stored = {name if name == UNTIED else prefix + name: t for name, t in stored.items()}
+        self.tensors = stored
+        self._check()
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The type of the weights; where they have several, F32 or F64, so that it holds them all."""
+        types: set[np.dtype[np.generic]] = {tensor.dtype for tensor in self.tensors.values()}
+        if len(types) == 1:
+            return types.pop()
+        return FLOATS["F64"] if FLOATS["F64"] in types else FLOATS["F32"]
+
+    def read(self, spec: ParamSpec, box: tuple[slice, ...]) -> Array:
+        """The part `box` of parameter `spec` in our layout, a copy, of the type of the file."""
+        where = place(spec, self.model)
+        view, index = where.select(self.tensors[where.tensor], spec.shape[0], box)
+        return np.array(view[index], order="C", subok=False)
+
+    def _check(self) -> None:
+        expected = stored_shapes(self.model)
+        where, remedy = str(self.directory), "give weights that belong to its config.json"
+        if missing := [name for name in expected if name not in self.tensors]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise CheckpointError(f"tensor {missing[0]}{more} is missing", where, remedy)
+        if self.model.tied and UNTIED in self.tensors:  # superfluous, but some files have it
+            embedding = self.tensors[place(model_specs(self.model)[0], self.model).tensor]
+            if not np.array_equal(self.tensors.pop(UNTIED), embedding):
+                raise CheckpointError(f"{UNTIED} differs from the embedding it is tied to", where, remedy)
+        for name, tensor in self.tensors.items():
+            if name not in expected:
+                raise CheckpointError(f"tensor {name} is none of a {self.model.arch} model's", where, remedy)
+            if tensor.shape != expected[name]:
+                what = f"tensor {name} has shape {list(tensor.shape)}, not {list(expected[name])}"
+                raise CheckpointError(what, where, remedy)
+            if tensor.dtype not in FLOATS.values():
+                what = f"tensor {name} is of type {tensor.dtype}, none of {', '.join(FLOATS)}"
+                raise CheckpointError(what, where, remedy)
+
+
+class HFWriter:
+    """Writes boxes into the files that `create_hf` made. Boxes of different ranks must not overlap."""
+
+    def __init__(self, partial: Path, model: ModelConfig) -> None:
+        self.model = model
+        self.tensors = map_tensors(partial / WEIGHTS, writable=True)
+
+    def write(self, spec: ParamSpec, box: tuple[slice, ...], values: Array) -> None:
+        """Store `values` as the part `box` of parameter `spec`, converted to the type of the file."""
+        where = place(spec, self.model)
+        view, index = where.select(self.tensors[where.tensor], spec.shape[0], box)
+        view[index] = values
+
+    def flush(self) -> None:
+        """Hand everything written to the disk."""
+        tensor = next(iter(self.tensors.values()))
+        assert isinstance(tensor, np.memmap)
+        tensor.flush()  # of the whole file: all tensors are views of one mapping
+
+
+def partial_directory(directory: str | Path) -> Path:
+    """Where `directory` is written until it is complete."""
+    path = Path(directory).absolute()
+    return path.with_name(path.name + ".partial")
+
+
+def check_hf_destination(directory: str | Path, model: ModelConfig) -> None:
+    """Raise CheckpointError if `model` could not be written to `directory`: to be asked before training."""
+    path = Path(directory).absolute()
+    if model.arch == "gpt2" and model.kv_heads != model.heads:
+        what = f"a GPT-2 directory cannot hold {model.kv_heads} key/value heads for {model.heads} heads"
+        raise CheckpointError(what, str(directory), f"set model.kv_heads to {model.heads}, or do not export")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        what = "the directory is not empty" if path.is_dir() else "there is a file of that name"
+        raise CheckpointError(what, str(directory), "give a new one: nothing is overwritten")
+    parent = next(parent for parent in path.parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        remedy = f"give one in a place that is writable, unlike {parent}"
+        raise CheckpointError("the directory cannot be made", str(directory), remedy)
+
+
+def create_hf(
+    partial: Path,
+    model: ModelConfig,
+    dtype: np.dtype[np.generic],
+    tokenizer: str | None,
+    more: dict[str, object] | None = None,
+) -> None:
+    """Make the files: config.json with fields `more`, the weights at full size, still zero. On one rank."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        config = hf_config(model, dtype, tokenizer) | (more or {})
+        (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        create(partial / WEIGHTS, stored_shapes(model), dtype)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            (partial / WEIGHTS).unlink()  # gives the space back
+        what = f"the weights cannot be written ({problem.strerror})"
+        raise CheckpointError(what, str(partial), "check permissions and free space") from None
+
+
+def commit_hf(partial: Path, directory: str | Path) -> None:
+    """Make all durable, then give the directory its name in one step. On one rank, when all have flushed."""
+    try:
+        for path in (*partial.iterdir(), partial):
+            _fsync(path)
+        partial.rename(directory)  # fails unless the name is free, or that of an empty directory
+        _fsync(Path(directory).absolute().parent)
+    except OSError as problem:
+        what = f"the weights cannot be put in place ({problem.strerror})"
+        raise CheckpointError(what, str(directory), f"find them, complete, in {partial}") from None
+
+
+def convert(source: str | Path, destination: str | Path) -> list[str]:
+    """Check the Hugging Face directory `source` and write it anew: one file of weights, of one type.
+
+    Its tokenizer's files and special tokens go along. Returns notices.
+    """
+    model, notices = read_hf_model_config(source)
+    check_hf_destination(destination, model)
+    reader = HFReader(source, model)
+    kept = {key: value for key, value in read_config_file(source).items() if key in KEPT_KEYS}
+    partial = partial_directory(destination)
+    create_hf(partial, model, reader.dtype, None, kept)
+    writer = HFWriter(partial, model)
+    for spec in model_specs(model):
+        whole = tuple(slice(0, n) for n in spec.shape)
+        writer.write(spec, whole, reader.read(spec, whole))
+    writer.flush()
+    for name in KEPT_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(Path(source) / name, partial / name)
+    commit_hf(partial, destination)
+    return notices
+
+
+def _map_all(directory: Path) -> dict[str, Array]:
+    """The tensors of the one file of weights, or of all the files that the index names."""
+    index = directory / INDEX
+    if (directory / WEIGHTS).is_file() or not index.is_file():
+        return map_tensors(directory / WEIGHTS)
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(files.values()))
+        plain = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        plain = False
+    if not plain:
+        raise CheckpointError(
+            "the index does not map tensors to files beside it", str(index), "copy it again"
+        )
+    tensors: dict[str, Array] = {}
+    for name in names:
+        part = map_tensors(directory / name)
+        if wrong := [tensor for tensor in part if files.get(tensor) != name]:
+            what = f"tensor {wrong[0]} is not where {INDEX} says"
+            raise CheckpointError(what, str(directory / name), "copy the directory again")
+        tensors |= part
+    return tensors
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""Where the weights of a run come from and where they go: any layout reads and writes the same directory."""
+
+from pathlib import Path
+
+import numpy as np
+
+from minitrain.arrays.types import Array
+from minitrain.checkpoint.hf_config import read_hf_model_config
+from minitrain.checkpoint.huggingface import HFReader, HFWriter, commit_hf, create_hf, partial_directory
+from minitrain.comm.agree import together
+from minitrain.comm.grid import Grid
+from minitrain.comm.interface import Comm
+from minitrain.config import Config
+from minitrain.data.philox import normal
+from minitrain.model.spec import ParamSpec
+from minitrain.parallel.stage import Stage
+from minitrain.parallel.unit import Fill
+from minitrain.precision import PRECISIONS
+
+
+def initial_values(config: Config) -> Fill:
+    """The weights in `run.init_from`, or random ones: a function of (seed, name, global index) alone.
+
+    Raises CheckpointError if the directory is not that of a model we know.
+    """
+    dtype = PRECISIONS[config.precision].param
+    if config.run.init_from is None:
+        return lambda spec, box: _random(config.train.seed, spec, box, dtype)
+    stored, _ = read_hf_model_config(config.run.init_from)
+    reader = HFReader(config.run.init_from, stored)
+    return lambda spec, box: reader.read(spec, box).astype(dtype, copy=False)
+
+
+def _random(seed: int, spec: ParamSpec, box: tuple[slice, ...], dtype: np.dtype[np.generic]) -> Array:
+    if not spec.init_std:
+        shape = [extent.stop - extent.start for extent in box]
+        return np.full(shape, 1.0 if spec.init_std is None else 0.0, dtype)
+    return normal(seed, spec.name, spec.shape, box, spec.init_std, dtype)
+
+
+def export_directory(config: Config) -> Path | None:
+    """Where `run.export_hf` wants the weights."""
+    if config.run.export_hf is True:
+        assert config.run.dir is not None
+        return Path(config.run.dir) / "hf"
+    return Path(config.run.export_hf) if config.run.export_hf else None
+
+
+def export_weights(config: Config, stage: Stage, grid: Grid, world: Comm, tokenizer: str | None) -> None:
+    """Writes the weights as a Hugging Face directory, every rank its own boxes. Collective over `world`."""
+    directory = export_directory(config)
+    assert directory is not None
+    partial, dtype = partial_directory(directory), PRECISIONS[config.precision].param
+    together(world, lambda: create_hf(partial, config.model, dtype, tokenizer) if world.rank == 0 else None)
+    writer = HFWriter(partial, config.model)
+    for unit in stage.units:
+        for spec, box, values in unit.distinct():
+            if grid.dp.rank == 0:
+                writer.write(spec, box, values)
+    writer.flush()
+    world.barrier()
+    together(world, lambda: commit_hf(partial, directory) if world.rank == 0 else None)
