@@ -85,3 +85,24 @@ def test_names_and_shapes_of_gpt2() -> None:
     assert shapes["transformer.h.1.attn.c_attn.bias"] == (72,)
     assert shapes["transformer.h.1.mlp.c_proj.weight"] == (40, 24)
     assert shapes["transformer.wpe.weight"] == (16, 24)
+
+
+def test_c_attn_is_q_k_v_along_its_columns() -> None:
+    model = MODELS["gpt2"]
+    stored = np.arange(24 * 72).reshape(24, 72)
+    specs = {spec.name: spec for spec in model_specs(model)}
+    for i, name in enumerate(("q", "k", "v")):
+        spec = specs[f"layers.0.attn.{name}"]
+        view, index = place(spec, model).select(stored, 24, (slice(0, 24), slice(0, 24)))
+        assert np.array_equal(view[index], stored[:, 24 * i : 24 * (i + 1)].T)
+        view, index = place(specs[f"layers.0.attn.{name}.bias"], model).select(stored[0], 24, (slice(6, 12),))
+        assert view[index].tolist() == list(range(24 * i + 6, 24 * i + 12))
+
+
+def test_rows_of_q_and_k_alone_are_in_another_order() -> None:
+    stored = np.arange(24)[:, None] * np.ones(24, int)
+    for spec in model_specs(MODELS["llama"]):
+        view, index = place(spec, MODELS["llama"]).select(stored, 6, (slice(0, 6), slice(0, 1)))
+        permuted = spec.name.endswith(("attn.q", "attn.k"))
+        if len(spec.shape) == 2:
+            assert view[index].ravel().tolist() == ([0, 3, 1, 4, 2, 5] if permuted else list(range(6)))
