@@ -89,7 +89,7 @@ class HFReader:
 class HFWriter:
     """Writes boxes into the files that `create_hf` made. Boxes of different ranks must not overlap.
 
-    The file is mapped, so ranks on several machines need a file system that keeps mappings coherent (not NFS).
+    The file is mapped, so ranks on several machines need a file system that keeps mappings coherent, not NFS.
     """
 
     def __init__(self, partial: Path, model: ModelConfig) -> None:
