@@ -1,11 +1,8 @@
-"""Settings: defaults < TOML file < command line, put together and checked for names and types.
-
-Only rank 0 reads settings. The other ranks are sent the finished configuration as a dict.
-"""
+"""Settings: defaults < TOML file < command line, put together and checked for names and types, on rank 0."""
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from minitrain.arguments import Arguments
@@ -67,35 +64,6 @@ def read_toml(path: str) -> tuple[dict[str, Any], list[Problem], set[str]]:
             problems.append(Problem(f"unknown key {name}", path, f"the nearest known is {meant}"))
             doubtful.add(meant)
     return {name: value for name, value in written.items() if name in known}, sorted(problems), doubtful
-
-
-def config_to_dict(config: Config) -> dict[str, Any]:
-    """Plain dicts, as JSON and `config_from_dict` take them."""
-    return asdict(config)
-
-
-def config_from_dict(tables: dict[str, Any]) -> Config:
-    """The inverse of `config_to_dict`, through JSON too. Checks nothing."""
-    made = {}
-    for name, entry in tables.items():
-        if name in sections():
-            fields = {
-                field: tuple(value) if isinstance(value, list) else value for field, value in entry.items()
-            }
-            made[name] = sections()[name](**fields)
-        else:
-            made[name] = entry
-    return Config(**made)
-
-
-def config_to_toml(config: Config) -> str:
-    """As TOML. What is None is left out, because TOML has no such value."""
-    import tomli_w
-
-    def present(table: dict[str, Any]) -> dict[str, Any]:
-        return {k: present(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
-
-    return tomli_w.dumps(present(config_to_dict(config)))
 
 
 def _typed(given: dict[str, Any]) -> tuple[Config, list[str]]:

@@ -159,7 +159,7 @@ def _heads_over_tp(c: Config, world_size: int) -> Breach:
 
 def _kv_heads_over_tp(c: Config, world_size: int) -> Breach:
     kv, (_, tp, _) = c.model.kv_heads, _layout(c)
-    if kv is None or kv % tp == 0 or tp % kv == 0:
+    if kv in (None, c.model.heads) or kv % tp == 0 or tp % kv == 0:
         return None
     what = f"{kv} kv_heads and tp {tp}: neither divides the other"
     return what, near("parallel.tp", tp, lambda n: c.model.heads % n == 0 and (kv % n == 0 or n % kv == 0))

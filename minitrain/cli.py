@@ -1,0 +1,100 @@
+"""Commands, from the start of the process to its exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from minitrain.comm.agree import broadcast_text
+from minitrain.comm.interface import World
+from minitrain.config_text import from_json
+from minitrain.errors import MinitrainError
+from minitrain.failure import complain, fail
+from minitrain.launch import join, launched
+from minitrain.observe.console import say
+from minitrain.prepare import Job, prepare
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command on this rank and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    launch = launched(os.environ)
+    try:
+        world = join(launch)
+    except MinitrainError as error:  # without a world each process is alone: the first speaks for all
+        if launch.rank == 0:
+            complain(error, debug)
+        return error.exit_code
+    try:
+        job = agree_on_job(argv, world, debug)
+        return run(job, world) if job.exit_code is None else job.exit_code
+    except BaseException as error:
+        return fail(error, world, debug)
+
+
+def agree_on_job(argv: list[str], world: World, debug: bool) -> Job:
+    """Rank 0 reads the arguments and tells the others; what is wrong with them is printed once."""
+    text = None
+    if world.rank == 0:
+        try:
+            text = prepare(argv, world.size).to_text()
+        except MinitrainError as error:
+            complain(error, debug)
+            text = Job(exit_code=error.exit_code).to_text()
+    return Job.from_text(broadcast_text(world, text))
+
+
+def run(job: Job, world: World) -> int:
+    """Does what the job says."""
+    COMMANDS[job.command](job, world)
+    return 0
+
+
+def _train(job: Job, world: World) -> None:
+    from minitrain.observe.recorder import Recorder, SilentRecorder
+    from minitrain.observe.run_directory import release_run_directory
+    from minitrain.train import train
+
+    config = from_json(job.config)
+
+    def on_rank(world: World) -> None:
+        train(config, world, Recorder(job.notices) if world.rank == 0 else SilentRecorder())
+
+    try:
+        if config.collectives == "threads":
+            from minitrain.comm.threads import run_threads
+
+            parallel = config.parallel
+            assert parallel.dp and parallel.tp and parallel.pp
+            run_threads(parallel.dp * parallel.tp * parallel.pp, on_rank)
+        else:
+            on_rank(join(launched(os.environ), use_mpi=True) if config.collectives == "mpi" else world)
+    except BaseException:
+        if world.rank == 0:
+            release_run_directory([Path(path) for path in job.made])
+        raise
+
+
+def _generate(job: Job, world: World) -> None:
+    from minitrain.generate import generate_text
+
+    assert job.rest is not None
+    rest = job.rest
+    say(generate_text(rest["directory"], rest["prompt"], rest["tokens"], rest["temperature"], rest["seed"]))
+
+
+def _convert(job: Job, world: World) -> None:
+    from minitrain.checkpoint.huggingface import convert
+
+    assert job.rest is not None
+    for notice in convert(job.rest["source"], job.rest["destination"]):
+        say(notice)
+    say(f"wrote {job.rest['destination']}")
+
+
+COMMANDS: dict[str, Callable[[Job, World], None]] = {
+    "train": _train,
+    "generate": _generate,
+    "convert": _convert,
+}

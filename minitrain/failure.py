@@ -1,0 +1,92 @@
+"""How a run ends that cannot go on: one line for the user, one exit code, and no rank left waiting."""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from minitrain.comm.interface import World
+from minitrain.errors import InternalError, MinitrainError, Problem, render
+
+INTERRUPTED = 130  # as a shell reports the signal of Ctrl-C
+OUT_OF_MEMORY = 2  # what was asked for does not fit: a matter of configuration
+DELAY = 0.2  # seconds a rank, so that one speaks when several fail at once
+LONGEST_DELAY = 2.0
+
+
+def fail(error: BaseException, world: World, debug: bool) -> int:
+    """Says once what went wrong and ends the whole job with the exit code, at once or by returning it."""
+    code = exit_code_of(error)
+    if world.size == 1 or (isinstance(error, MinitrainError) and error.known_everywhere):
+        if world.rank == 0:
+            complain(error, debug)
+        world.barrier()  # the launcher ends all once one has ended: not before the line is out
+        if threading.active_count() > 1:  # ranks on threads that may wait for ever
+            os._exit(code)
+        return code
+    time.sleep(min(DELAY * world.rank, LONGEST_DELAY))
+    complain(error, debug, rank=world.rank)
+    world.abort(code)
+    return code
+
+
+def complain(error: BaseException, debug: bool = False, rank: int | None = None) -> None:
+    """Writes the error on standard error."""
+    lines = traceback.format_exception(error) if debug else []
+    if isinstance(error, KeyboardInterrupt):
+        lines.append("minitrain: interrupted")
+    else:
+        lines.append(render(_of_rank(problems_of(error), rank)))
+    try:
+        print("\n".join(line.rstrip() for line in lines), file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody listens
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The code of errors.py; for errors that nobody foresaw the one of a defect."""
+    if isinstance(error, MinitrainError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return InternalError.exit_code
+
+
+def problems_of(error: BaseException) -> list[Problem]:
+    """What to tell the user about any error."""
+    if isinstance(error, MinitrainError):
+        return [Problem(*(_one_line(part) for part in problem)) for problem in error.problems]
+    message, place = _one_line(str(error)), _place(error)
+    if isinstance(error, MemoryError):
+        remedy = "lower train.micro_batch or the model's sizes, or split it over more ranks (tp, pp, zero)"
+        return [Problem(f"out of memory: {message or 'nothing more to allocate'}", place, remedy)]
+    name = type(error).__name__
+    return [
+        Problem(f"{name}: {message}" if message else name, place, "run again with --debug for the traceback")
+    ]
+
+
+def _of_rank(problems: list[Problem], rank: int | None) -> list[Problem]:
+    return [p if rank is None else p._replace(what=f"rank {rank}: {p.what}") for p in problems]
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the raise: the innermost place in this package, else the innermost at all."""
+    package = Path(__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if package in Path(frame.filename).parents]
+    if not frames:
+        return "unknown place"
+    frame = (ours or frames)[-1]
+    path = Path(frame.filename)
+    return f"{path.relative_to(package.parent) if ours else path.name}:{frame.lineno}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

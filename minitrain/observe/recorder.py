@@ -1,0 +1,150 @@
+"""Rank 0's record of a run: the run directory's files, and what the user sees meanwhile."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TextIO
+
+from minitrain.config import Config
+from minitrain.config_text import to_toml
+from minitrain.errors import ConfigError, Problem
+from minitrain.observe.banner import banner
+from minitrain.observe.console import say
+from minitrain.observe.progress import Progress, make_progress
+from minitrain.observe.run_directory import METRICS
+
+
+class StepMetrics(NamedTuple):
+    """What one step tells. Bytes are those of rank 0."""
+
+    step: int  # from 1
+    loss: float  # mean nats per token over the global batch
+    grad_norm: float  # before clipping
+    lr: float
+    tokens: int  # so far
+    seconds: float  # this step
+    loss_scale: float
+    skipped: bool
+    memory_bytes: dict[str, int]  # by class
+    comm_bytes: dict[str, dict[str, int]]  # axis -> verb -> bytes
+
+
+class AnyRecorder(Protocol):
+    """What `train` calls, in this order; every rank does, and rank 0's recorder alone acts."""
+
+    def begin(self, config: Config) -> None: ...
+
+    def step(self, metrics: StepMetrics) -> None: ...
+
+    def evaluation(self, step: int, eval_loss: float) -> None: ...
+
+    def sample(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class SilentRecorder:
+    """That of every rank but the first."""
+
+    def begin(self, config: Config) -> None:
+        pass
+
+    def step(self, metrics: StepMetrics) -> None:
+        pass
+
+    def evaluation(self, step: int, eval_loss: float) -> None:
+        pass
+
+    def sample(self, text: str) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class Recorder:
+    """Writes the run directory and prints. `notices` go to the banner: what `config` does not show."""
+
+    def __init__(self, notices: Sequence[str] = ()) -> None:
+        self.notices = list(notices)
+
+    def begin(self, config: Config) -> None:
+        """Starts the files and prints the banner. Raises ConfigError if `run.dir` cannot be used."""
+        assert config.run.dir is not None and config.train.global_batch is not None
+        self.config, self.directory = config, Path(config.run.dir)
+        self.tokens_a_step = config.train.global_batch * config.model.seq_len
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.metrics: TextIO = open(self.directory / METRICS, "x", encoding="utf-8")
+            (self.directory / "config.toml").write_text(to_toml(_repeatable(config)), encoding="utf-8")
+        except FileExistsError as error:
+            problem = Problem(f"{self.directory} holds a run already", "run.dir", "choose another run.dir")
+            raise ConfigError([problem]) from error
+        except OSError as error:
+            problem = Problem(
+                f"cannot write {error.filename}: {error.strerror}", "run.dir", "choose another run.dir"
+            )
+            raise ConfigError([problem]) from error
+        say(banner(config, self.notices))
+        self.progress: Progress = make_progress(config.run.progress, config.train.steps)
+        self.started = time.perf_counter()
+
+    def step(self, metrics: StepMetrics) -> None:
+        """One line of metrics.jsonl and one of progress."""
+        speed = self.tokens_a_step / metrics.seconds if metrics.seconds > 0 else None
+        derived = {"tokens_per_second": speed, "mfu": None}
+        self._write(metrics._asdict() | derived)
+        self.progress.step(step_line(metrics, self.config.train.steps, speed))
+
+    def evaluation(self, step: int, eval_loss: float) -> None:
+        """A validation: a line of its own, that has no key `loss`."""
+        self._write({"step": step, "eval_loss": eval_loss})
+        steps = self.config.train.steps
+        self.progress.note(f"{step:>{len(str(steps))}}/{steps}  held-out loss {eval_loss:.4f} nats per token")
+
+    def sample(self, text: str) -> None:
+        """Text that the trained model has written."""
+        self.progress.end()
+        (self.directory / "samples.txt").write_text(text + "\n", encoding="utf-8")
+        say(f"\nsample\n{_indented(text)}\n")
+
+    def end(self) -> None:
+        """The last line."""
+        self.progress.end()
+        self.metrics.close()
+        minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
+        say(f"done in {minutes}:{seconds:02}, see {self.directory}")
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self.metrics.write(json.dumps(_valid(entry), allow_nan=False) + "\n")
+        self.metrics.flush()
+
+
+def step_line(metrics: StepMetrics, steps: int, speed: float | None) -> str:
+    """`  12/1000  loss 4.1234  norm  1.234  lr 3.00e-03   12,345 tok/s`"""
+    count = f"{metrics.step:>{len(str(steps))}}/{steps}"
+    shown_speed = "" if speed is None else f"  {speed:>9,.0f} tok/s"
+    skipped = "  skipped: overflow" if metrics.skipped else ""
+    loss = f"loss {metrics.loss:7.4f}  norm {metrics.grad_norm:8.3f}  lr {metrics.lr:.2e}"
+    return f"{count}  {loss}{shown_speed}{skipped}"
+
+
+def _repeatable(config: Config) -> Config:
+    """Without the directory, which a second run cannot have too."""
+    return replace(config, run=replace(config.run, dir=None))
+
+
+def _valid(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them. Floats keep all their digits."""
+    if isinstance(value, dict):
+        return {key: _valid(entry) for key, entry in value.items()}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,147 @@
+"""What rank 0 does before anything starts: reads the arguments, checks everything, says what all will do."""
+
+import json
+import math
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minitrain.arguments import Arguments, help_of, parse
+from minitrain.config import Config, ModelConfig
+from minitrain.config_text import to_json, to_toml
+from minitrain.errors import ConfigError, Problem
+from minitrain.observe.console import say
+from minitrain.resolve import ranks_wanted, resolve
+from minitrain.settings import Settings, read_settings
+from minitrain.validate import validate
+
+
+class Job(NamedTuple):
+    """What all ranks are told. With an `exit_code` there is nothing left to do."""
+
+    command: str = ""
+    exit_code: int | None = None
+    config: str = ""  # as JSON
+    notices: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()  # directories to take away again if the run does not begin
+    rest: dict[str, Any] | None = None  # the arguments of a command other than train
+
+    def to_text(self) -> str:
+        return json.dumps(self._asdict())
+
+    @staticmethod
+    def from_text(text: str) -> "Job":
+        return Job(**json.loads(text))
+
+
+DONE = Job(exit_code=0)
+
+
+def prepare(argv: list[str], n_processes: int) -> Job:
+    """The job that `argv` asks for, after printing what it asks to be printed. Raises MinitrainError."""
+    arguments = parse(argv)
+    if "help" in arguments.switches:
+        say(help_of(arguments.command).rstrip())
+        return DONE
+    if "version" in arguments.switches:
+        say(f"minitrain {_version()}")
+        return DONE
+    if arguments.command != "train":
+        return _prepare_other(arguments, n_processes)
+    return _prepare_train(arguments, n_processes)
+
+
+def _prepare_train(arguments: Arguments, n_processes: int) -> Job:
+    from minitrain.observe.run_directory import claim_run_directory
+
+    config, notices = check_settings(read_settings(arguments), n_processes)
+    if "print-config" in arguments.switches:
+        say(to_toml(config).rstrip())
+        return DONE
+    if "dry-run" in arguments.switches:
+        _show_dry_run(config, notices)
+        return DONE
+    claim = claim_run_directory(config)
+    config = replace(config, run=replace(config.run, dir=str(claim.directory)))
+    return Job("train", None, to_json(config), tuple(notices), tuple(map(str, claim.made)))
+
+
+def check_settings(settings: Settings, n_processes: int) -> tuple[Config, list[str]]:
+    """The resolved configuration and notices. Raises ConfigError with every problem there is."""
+    config = settings.config
+    on_threads = config.collectives == "threads" and n_processes == 1
+    n_ranks = ranks_wanted(config.parallel) if on_threads else n_processes
+    pretrained: ModelConfig | None = None
+    notices: list[str] = []
+    if config.run.init_from and not settings.problems:
+        pretrained, notices = _pretrained(config.run.init_from)
+    resolved = resolve(config, settings.given, n_ranks, pretrained, settings.doubtful)
+    problems = settings.problems + resolved.problems + validate(resolved.config, n_ranks, resolved.doubtful)
+    problems += _check_surroundings(resolved.config, n_processes)
+    if problems:
+        raise ConfigError(problems)
+    return resolved.config, notices + resolved.notices
+
+
+def _pretrained(directory: str) -> tuple[ModelConfig, list[str]]:
+    from minitrain.checkpoint.hf_config import read_hf_model_config
+
+    return read_hf_model_config(directory)
+
+
+def _check_surroundings(config: Config, n_processes: int) -> list[Problem]:
+    """What the configuration meets outside of itself: the launcher, and paths to write to."""
+    from minitrain.observe.run_directory import check_run_directory
+
+    problems = []
+    if config.collectives == "threads" and n_processes > 1:
+        what = f"threads are the ranks of one process, but {n_processes} processes were started"
+        problems.append(Problem(what, "collectives", "start it without mpirun, or leave collectives out"))
+    for name, path in (("data.path", config.data.path), ("run.init_from", config.run.init_from)):
+        if path == "":
+            problems.append(Problem(f"{name} is empty", name, "give a path, or leave it out"))
+    if config.run.dir == "":
+        problems.append(Problem("run.dir is empty", "run.dir", "give a path, or leave it out"))
+    elif config.run.dir is not None:
+        problems += check_run_directory(config.run.dir)
+    return problems
+
+
+def _show_dry_run(config: Config, notices: list[str]) -> None:
+    """The banner of a run whose data too have been looked at."""
+    from minitrain.data.tokens import open_tokens, split
+    from minitrain.observe.banner import banner
+
+    split(open_tokens(config.data, config.model.vocab), config.data.holdout, config.model.seq_len)
+    say(banner(config, notices))
+    say("dry run: everything fits, nothing was started")
+
+
+def _prepare_other(arguments: Arguments, n_processes: int) -> Job:
+    rest, problems = arguments.rest, []
+    if n_processes > 1:
+        what = f"{arguments.command} runs in one process, but {n_processes} were started"
+        problems.append(Problem(what, "command line", "start it without mpirun"))
+    if arguments.command == "generate":
+        if rest["tokens"] < 0 or rest["seed"] < 0:
+            problems.append(Problem("--tokens or --seed is negative", "command line", "give 0 or more"))
+        if not 0 <= rest["temperature"] < math.inf:
+            what = f"--temperature is {rest['temperature']}"
+            problems.append(Problem(what, "command line", "give a finite number, 0 or more"))
+        if not rest["prompt"]:
+            problems.append(Problem("--prompt is empty", "command line", "give at least one letter"))
+    elif Path(rest["source"]).resolve() == Path(rest["destination"]).resolve():
+        problems.append(
+            Problem("SRC and DST are the same directory", "command line", "give a new one as DST")
+        )
+    if problems:
+        raise ConfigError(problems)
+    return Job(arguments.command, rest=rest)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("minitrain")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
