@@ -9,13 +9,13 @@ Case = TypeVar("Case", bound=Mapping[str, Hashable])
 
 
 def pairwise(cases: Iterable[Case]) -> list[Case]:
-    """Of the (legal) `cases`, dictionaries with the same keys, few that cover all pairs; always the same ones.
+    """Of the (legal) `cases`, dictionaries with the same keys, a few that cover all pairs; always the same.
 
-    Greedy: in every round the case that adds most new pairs, the first of equals. What a case adds only shrinks as others
-    are taken, so it is counted again only when the last count would make it the best (Minoux 1978, lazy evaluation).
+    Greedy: in every round the case that adds most new pairs, the first of equals. What a case adds only
+    shrinks as others are taken, so it is counted again only when its last count is the best (Minoux 1978).
     """
     cases = list(cases)
-    pairs = [set(itertools.combinations(case.items(), 2)) for case in cases]
+    pairs = [set(itertools.combinations(sorted(case.items()), 2)) for case in cases]
     covered: set[tuple[tuple[str, Hashable], ...]] = set()
     best = [(-len(added), index) for index, added in enumerate(pairs)]
     heapq.heapify(best)
