@@ -35,7 +35,8 @@ def check_directional(
 def gradient_error(
     f: Scalar, x: Sequence[Array], dx: Sequence[Array], seed: int = 0, step: float = STEP
 ) -> float:
-    """max over directions u, |u| = 1, of |df/du - g . u| / |g|, where g is the claimed gradient `dx` of f at `x`.
+    """max over directions u, |u| = 1, of |df/du - g . u| / |g|, where g is the claimed gradient `dx` of f
+    at `x`.
 
     Each array is tried alone, in its gradient's own direction (which shows a wrong factor) and in random
     ones (which show a wrong direction), then all together. |g| is that of the arrays tried, but at least 1e-3

@@ -22,8 +22,8 @@ def embedding_forward(ids_N: Array, w_VD: Array, first_id: int) -> Array:
 def embedding_backward(dy_ND: Array, ids_N: Array, dw_VD: Array, first_id: int) -> None:
     """Forward was y_n = w[id_n], so now dw[v] += the sum of dy_n over the tokens n with id v.
 
-    Tokens are sorted by id and each run of equal ids is added up at once, much faster than `np.add.at`. The sort is
-    stable, so that the order of addition, hence the rounding, is always the same.
+    Tokens are sorted by id and each run of equal ids is added up at once, much faster than `np.add.at`.
+    The sort is stable, so that the order of addition, hence the rounding, is always the same.
     """
     here, rows = _held(ids_N, first_id, len(dw_VD))
     if len(here) == 0:
