@@ -1,8 +1,8 @@
 """Freed memory stays with the process, so that the arrays of the next step are made of pages it already has.
 
 By default the C library gives large freed blocks back to the system, which maps and zeroes every page anew
-when it is next touched. A training step frees and makes the same megabytes again and again: that can be a third
-of its time.
+when it is next touched. A training step frees and makes the same megabytes again and again: that can be a
+third of its time.
 """
 
 import ctypes
