@@ -1,19 +1,45 @@
 """Text from a model, token by token, on the same grid of ranks that trains it.
 
-The next token is drawn by the Gumbel-max trick (Gumbel 1954): argmax_v (l_v / temperature + gumbel_v) is distributed as
-softmax(l / temperature). Each tp rank takes the maximum over its own part of the vocabulary, so no rank needs all logits, and since the
-noise is a function of (seed, place, v) alone every layout writes the same text.
+The next token is drawn by the Gumbel-max trick (Gumbel 1954): argmax_v (l_v / temperature + gumbel_v) is
+distributed as softmax(l / temperature). Each tp rank takes the maximum over its own part of the vocabulary,
+so no rank needs all logits, and since the noise is a function of (seed, place, v) alone every layout writes
+the same text.
 """
 
 import numpy as np
 
 from minitrain.arrays.types import Array
-from minitrain.comm.grid import Grid
+from minitrain.checkpoint.hf_config import read_hf_model_config
+from minitrain.checkpoint.hf_tokenizer import read_tokenizer
+from minitrain.checkpoint.weights import initial_values
+from minitrain.comm.grid import Grid, make_grid
+from minitrain.comm.single import SingleComm
+from minitrain.config import Config, ParallelConfig, RunConfig
 from minitrain.data.philox import uniform
+from minitrain.data.tokenizer import Tokenizer
+from minitrain.errors import CheckpointError
 from minitrain.parallel.stage import Stage
 
 
-def continue_tokens(stage: Stage, grid: Grid, prompt: Array, n_tokens: int, temperature: float, seed: int) -> Array:
+def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float, seed: int) -> str:
+    """`prompt` and its continuation by the model in a Hugging Face directory, in fp32, in one process.
+
+    Where the directory has no tokenizer, prompt and result are ids. Raises CheckpointError.
+    """
+    model, _ = read_hf_model_config(directory)
+    config = Config(
+        model=model, parallel=ParallelConfig(dp=1, tp=1, pp=1, shard=1), run=RunConfig(init_from=directory)
+    )
+    tokenizer = read_tokenizer(directory, model.vocab)
+    ids = _encode(tokenizer, prompt, model.vocab)
+    grid = make_grid(SingleComm(), config)
+    stage = Stage(config, grid, initial_values(config))
+    return tokenizer.decode(continue_tokens(stage, grid, ids, n_tokens, temperature, seed))
+
+
+def continue_tokens(
+    stage: Stage, grid: Grid, prompt: Array, n_tokens: int, temperature: float, seed: int
+) -> Array:
     """`prompt` and `n_tokens` more ids. Every pp and tp rank of a replica calls it and gets the same."""
     window = stage.model.seq_len  # the model knows no positions beyond
     ids = np.concatenate([prompt, np.zeros(n_tokens, prompt.dtype)])
@@ -24,10 +50,26 @@ def continue_tokens(stage: Stage, grid: Grid, prompt: Array, n_tokens: int, temp
     return ids
 
 
+def _encode(tokenizer: Tokenizer, prompt: str, vocab: int) -> Array:
+    try:
+        ids = tokenizer.encode(prompt).astype(np.int64)
+    except ValueError:
+        remedy = "give ids, as in --prompt '464 3290', or add its tokenizer.json"
+        raise CheckpointError(
+            "the model has no tokenizer, so the prompt must be ids", "--prompt", remedy
+        ) from None
+    if ids.size == 0 or ids.min() < 0 or ids.max() >= vocab:
+        what = f"the prompt's ids are not one or more of 0 .. {vocab - 1}"
+        raise CheckpointError(what, "--prompt", "give a prompt that the model knows")
+    return ids
+
+
 def _last_logits(stage: Stage, grid: Grid, context: Array) -> tuple[Array, int]:
-    """On the last stage the logits after the last token, this rank's part of the vocabulary; elsewhere none."""
+    """On the last stage the logits after the last token, for this rank's part of the vocabulary."""
     pp = grid.pp
-    x = np.tile(context, grid.tp.size if stage.tp.sequence else 1)  # sequence parallelism deals rows evenly: a copy a rank
+    x = np.tile(
+        context, grid.tp.size if stage.tp.sequence else 1
+    )  # sequence parallelism deals rows evenly: a copy a rank
     if not stage.is_first:
         x = stage.empty_activations(x.size)
         pp.recv(x, pp.rank - 1)
@@ -39,7 +81,9 @@ def _last_logits(stage: Stage, grid: Grid, context: Array) -> tuple[Array, int]:
     return logits_NV[context.size - 1], first_id
 
 
-def _draw(stage: Stage, grid: Grid, logits_V: Array, first_id: int, temperature: float, seed: int, place: int) -> int:
+def _draw(
+    stage: Stage, grid: Grid, logits_V: Array, first_id: int, temperature: float, seed: int, place: int
+) -> int:
     chosen = np.zeros(1, np.int64)
     if stage.is_last:
         score_V = logits_V.astype(np.float64)

@@ -8,7 +8,8 @@ import numpy as np
 class Precision(NamedTuple):
     """Types of parameters and activations (`param`) and of gradients and their reduction (`grad`).
 
-    Master copies and moments have the type of the gradients. Where the parameter has it too, the master copy *is* the parameter.
+    Master copies and moments have the type of the gradients. Where the parameter has it too, the master
+    copy *is* the parameter.
     """
 
     name: str

@@ -14,7 +14,7 @@ from minitrain.errors import ConfigError, Problem
 from minitrain.observe.console import say
 from minitrain.resolve import ranks_wanted, resolve
 from minitrain.settings import Settings, read_settings
-from minitrain.validate import validate
+from minitrain.validate import field_value, validate
 
 
 class Job(NamedTuple):
@@ -81,6 +81,7 @@ def check_settings(settings: Settings, n_processes: int) -> tuple[Config, list[s
     problems += _check_surroundings(resolved.config, n_processes)
     if problems:
         raise ConfigError(problems)
+    _check_export(resolved.config)
     return resolved.config, notices + resolved.notices
 
 
@@ -98,14 +99,29 @@ def _check_surroundings(config: Config, n_processes: int) -> list[Problem]:
     if config.collectives == "threads" and n_processes > 1:
         what = f"threads are the ranks of one process, but {n_processes} processes were started"
         problems.append(Problem(what, "collectives", "start it without mpirun, or leave collectives out"))
-    for name, path in (("data.path", config.data.path), ("run.init_from", config.run.init_from)):
-        if path == "":
+    for name in ("data.path", "run.init_from", "run.export_hf", "run.dir"):
+        if field_value(config, name) == "":
             problems.append(Problem(f"{name} is empty", name, "give a path, or leave it out"))
-    if config.run.dir == "":
-        problems.append(Problem("run.dir is empty", "run.dir", "give a path, or leave it out"))
-    elif config.run.dir is not None:
-        problems += check_run_directory(config.run.dir)
+    directory, export = config.run.dir, config.run.export_hf
+    if directory:
+        problems += check_run_directory(directory)
+        if isinstance(export, str) and Path(directory, "x").absolute().is_relative_to(
+            Path(export).absolute()
+        ):
+            what = f"the run directory {directory} would lie in {export}, which is to hold weights only"
+            problems.append(Problem(what, "run.dir, run.export_hf", "choose another run.export_hf"))
     return problems
+
+
+def _check_export(config: Config) -> None:
+    """Raises CheckpointError if the weights could not be written at the end."""
+    if isinstance(config.run.export_hf, str) or (config.run.export_hf and config.run.dir):
+        from minitrain.checkpoint.huggingface import check_hf_destination
+        from minitrain.checkpoint.weights import export_directory
+
+        directory = export_directory(config)
+        assert directory is not None
+        check_hf_destination(directory, config.model)
 
 
 def _show_dry_run(config: Config, notices: list[str]) -> None:

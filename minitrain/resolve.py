@@ -54,12 +54,13 @@ def resolve(
 
     parallel = config.parallel
     open_layout = (parallel.dp, parallel.tp, parallel.pp) == (None, None, None)
-    wrong = {*doubtful, *_not_positive(config)}
+    doubtful = set(doubtful)
+    wrong = doubtful | _not_positive(config)
     if open_layout and not any(name.startswith("parallel.") for name in doubtful):
         layout = choose_layout(config, world_size, wrong)
         if layout is None:
             problems.append(_no_layout(config, world_size, wrong))
-            wrong |= {"parallel.dp", "parallel.tp", "parallel.pp"}
+            doubtful |= {"parallel.dp", "parallel.tp", "parallel.pp"}
     else:
         tp, pp = parallel.tp or 1, parallel.pp or 1
         layout = (parallel.dp or max(1, world_size // max(1, tp * pp)), tp, pp)
@@ -67,7 +68,7 @@ def resolve(
     batch = filled.train.global_batch
     if config.train.global_batch is None and batch != GLOBAL_BATCH and layout:
         notices.append(f"global_batch {batch}: the default {GLOBAL_BATCH}, rounded up to dp x micro_batch")
-    return Resolved(filled, notices, problems, wrong)
+    return Resolved(filled, notices, problems, doubtful)
 
 
 def fill_model(model: ModelConfig) -> ModelConfig:

@@ -31,21 +31,31 @@ class Batch(NamedTuple):
     n_tokens: int  # of the global batch, over all ranks
 
 
+class Trainer(NamedTuple):
+    """What this rank trains with."""
+
+    stage: Stage
+    grid: Grid
+    schedule: Schedule
+    optimizer: Optimizer
+    optim: OptimConfig
+    meter: MemoryMeter
+
+
 class StepResult(NamedTuple):
     loss: float  # mean nats per token of the global batch
     grad_norm: float  # of the whole model, before clipping
 
 
-def train_step(
-    stage: Stage, grid: Grid, schedule: Schedule, optimizer: Optimizer, optim: OptimConfig, batch: Batch, lr: float, step: int,
-    meter: MemoryMeter,
-) -> StepResult:  # fmt: skip
+def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResult:
     """Forward and backward of every micro-batch, sums over ranks, clipping, update. `step` counts from 1.
 
-    Losses are divided by the *global* number of tokens before the backward, so every sum over micro-batches and ranks is a plain sum.
-    Raises NumericsError, on every rank and before the update, if loss or norm is not finite.
+    Losses are divided by the *global* number of tokens before the backward, so every sum over micro-batches
+    and ranks is a plain sum. Raises NumericsError, on every rank and before the update, if loss or norm is
+    not finite.
     """
-    loss = backpropagate(stage, grid, schedule, batch, meter)
+    stage, grid, optim = trainer.stage, trainer.grid, trainer.optim
+    loss = backpropagate(trainer, batch)
 
     for unit in stage.units:  # every rank holds a partial sum of dL/dw
         if unit.grad is not None:  # ZeRO 0 and 1; under 2 and 3 each backward has done it
@@ -63,20 +73,23 @@ def train_step(
     require_finite(float(loss[0]), norm, step)
 
     for unit in stage.units:
-        unit.update(optimizer, lr, optim.weight_decay, clip_scale(norm, optim.clip), step)
+        unit.update(trainer.optimizer, lr, optim.weight_decay, clip_scale(norm, optim.clip), step)
         if unit.param is not None:  # ZeRO 3 gathers on use instead
             grid.shard.all_gather(unit.param_shard, unit.param)
         unit.zero_grads()
     return StepResult(float(loss[0]), norm)
 
 
-def backpropagate(stage: Stage, grid: Grid, schedule: Schedule, batch: Batch, meter: MemoryMeter) -> Array:
-    """Adds the gradients of all micro-batches to the units. Returns this rank's part of the mean loss, as an array of one."""
-    pp, outbox, loss = grid.pp, Outbox(grid.pp), np.zeros(1)
+def backpropagate(trainer: Trainer, batch: Batch) -> Array:
+    """Adds the gradients of all micro-batches to the units. Returns this rank's part of the mean loss, as
+    an array of one.
+    """
+    stage, pp = trainer.stage, trainer.grid.pp
+    outbox, loss = Outbox(pp), np.zeros(1)
     act: dict[int, Array] = {}
     dact: dict[int, Array] = {}
     saved: dict[int, StageSaved] = {}
-    for kind, m in schedule(pp.rank, pp.size, len(batch.ids_MN)):
+    for kind, m in trainer.schedule(pp.rank, pp.size, len(batch.ids_MN)):
         match kind:
             case Kind.LOAD:
                 act[m] = batch.ids_MN[m]
@@ -85,7 +98,7 @@ def backpropagate(stage: Stage, grid: Grid, schedule: Schedule, batch: Batch, me
                 pp.recv(act[m], pp.rank - 1)
             case Kind.FORWARD:
                 act[m], saved[m] = stage.forward(act[m])
-                meter.see_activations(saved)
+                trainer.meter.see_activations(saved)
             case Kind.SEND_ACT:
                 outbox.send(act.pop(m), pp.rank + 1)
             case Kind.LOSS:
@@ -103,7 +116,9 @@ def backpropagate(stage: Stage, grid: Grid, schedule: Schedule, batch: Batch, me
 
 
 def evaluate(stage: Stage, grid: Grid, micro_batches: Iterable[tuple[Array, Array]], n_tokens: int) -> float:
-    """Mean loss in nats per token over held-out micro-batches `(ids_BT, targets_BT)`; `n_tokens` counts those of all ranks."""
+    """Mean loss in nats per token over held-out micro-batches `(ids_BT, targets_BT)`; `n_tokens` counts
+    those of all ranks.
+    """
     pp, outbox, loss = grid.pp, Outbox(grid.pp), np.zeros(1)
     for ids_BT, targets_BT in micro_batches:
         for kind, _ in forward_only(pp.rank, pp.size, 1):
@@ -127,5 +142,9 @@ def evaluate(stage: Stage, grid: Grid, micro_batches: Iterable[tuple[Array, Arra
 
 def require_finite(loss: float, norm: float, step: int) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        problem = Problem(f"loss {loss} and gradient norm {norm} are not finite", f"step {step}", "lower optim.lr or change the data")
+        problem = Problem(
+            f"loss {loss} and gradient norm {norm} are not finite",
+            f"step {step}",
+            "lower optim.lr or change the data",
+        )
         raise NumericsError.everywhere([problem], NumericsError.exit_code)

@@ -6,107 +6,115 @@ from typing import NamedTuple
 import numpy as np
 
 from minitrain.checkpoint.weights import export_weights, initial_values
-from minitrain.comm.agree import agree
+from minitrain.comm.agree import together
 from minitrain.comm.grid import Grid, make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config
 from minitrain.data.loader import HeldOut, Loader
+from minitrain.data.tokenizer import IdTokenizer
 from minitrain.data.tokens import TokenFile, open_tokens, split
-from minitrain.errors import MinitrainError
-from minitrain.generate import continue_tokens, readable
+from minitrain.generate import continue_tokens
 from minitrain.observe.memory import MemoryMeter
 from minitrain.observe.recorder import AnyRecorder, StepMetrics
-from minitrain.optim import Optimizer, make_optimizer
+from minitrain.optim import make_optimizer
 from minitrain.optim.schedule import learning_rate
 from minitrain.parallel.schedule import SCHEDULES
 from minitrain.parallel.stage import Stage
-from minitrain.step import Batch, evaluate, train_step
+from minitrain.step import Batch, Trainer, evaluate, train_step
 
 
 class Run(NamedTuple):
-    """What this rank trains with."""
+    """What this rank works with."""
 
-    grid: Grid
-    stage: Stage
-    optimizer: Optimizer
+    trainer: Trainer
     loader: Loader
     heldout: HeldOut | None
     tokens: TokenFile
 
 
 def build(config: Config, world: Comm) -> Run:
-    """Everything that a run needs. Collective; if any rank cannot build its part, all raise that rank's error."""
+    """Everything that a run needs. Collective; if any rank cannot build its part, all raise that error."""
     grid = make_grid(world, config)
-    error: MinitrainError | None = None
-    try:
-        run = _build_local(config, grid)
-    except MinitrainError as problem:
-        error = problem
-    agree(world, error)
-    return run
+    return together(world, lambda: _build_local(config, grid))
 
 
 def _build_local(config: Config, grid: Grid) -> Run:
-    model, data, train = config.model, config.data, config.train
+    model, data, train, dp = config.model, config.data, config.train, grid.dp
     assert train.global_batch is not None
     tokens = open_tokens(data, model.vocab)
     training, held_out = split(tokens, data.holdout, model.seq_len)
     loader = Loader(training, model.seq_len, train.global_batch, train.seed, data.shuffle, model.vocab)
-    heldout = None
-    if data.holdout:
-        dp = grid.dp
-        heldout = HeldOut(held_out, model.seq_len, train.micro_batch, dp.rank, dp.size, train.eval_sequences, model.vocab)
+    limit = train.eval_sequences
+    validation = HeldOut(held_out, model.seq_len, train.micro_batch, dp.rank, dp.size, limit, model.vocab)
     stage = Stage(config, grid, initial_values(config))
     optimizer = make_optimizer(config.optim)
     for unit in stage.units:
         unit.state = optimizer.init(unit.master)
-    return Run(grid, stage, optimizer, loader, heldout, tokens)
+    schedule = SCHEDULES[config.parallel.schedule]
+    trainer = Trainer(stage, grid, schedule, optimizer, config.optim, MemoryMeter())
+    return Run(trainer, loader, validation if data.holdout else None, tokens)
 
 
 def load_batch(config: Config, run: Run, step: int) -> Batch:
     """This rank's micro-batches of the global batch of `step`."""
-    assert config.train.global_batch is not None
-    ids_BT, targets_BT = run.loader.batch(step, run.grid.dp.rank, run.grid.dp.size)
-    n_tokens_micro = config.train.micro_batch * config.model.seq_len
-    n_tokens = config.train.global_batch * config.model.seq_len
-    return Batch(ids_BT.reshape(-1, n_tokens_micro), targets_BT.reshape(-1, n_tokens_micro), n_tokens)
+    train, seq_len, dp = config.train, config.model.seq_len, run.trainer.grid.dp
+    assert train.global_batch is not None
+    ids_BT, targets_BT = run.loader.batch(step, dp.rank, dp.size)
+    n_rows = train.micro_batch * seq_len
+    return Batch(ids_BT.reshape(-1, n_rows), targets_BT.reshape(-1, n_rows), train.global_batch * seq_len)
 
 
 def train(config: Config, world: Comm, recorder: AnyRecorder) -> None:
-    """Trains, validates, samples, exports. Every rank calls it; rank 0's recorder writes and prints."""
+    """Trains, validates, exports, samples. Every rank calls it; rank 0's recorder writes and prints."""
     sent = ByteCounter()
     run = build(config, traced(world, sent))
-    stage, grid, steps = run.stage, run.grid, config.train.steps
-    schedule, meter = SCHEDULES[config.parallel.schedule], MemoryMeter()
-    recorder.begin(config)
-    n_tokens = 0
-    for step in range(1, steps + 1):
-        start = time.perf_counter()
-        lr = learning_rate(step, steps, config.optim)
-        batch = load_batch(config, run, step)
-        result = train_step(stage, grid, schedule, run.optimizer, config.optim, batch, lr, step, meter)
-        n_tokens += batch.n_tokens
-        recorder.step(
-            StepMetrics(
-                step=step, loss=result.loss, grad_norm=result.grad_norm, lr=lr, tokens=n_tokens,
-                seconds=time.perf_counter() - start, loss_scale=1.0, skipped=False,
-                memory_bytes=meter.bytes(stage), comm_bytes=sent.take(),
-            )  # fmt: skip
-        )
-        due = step == steps or (config.train.eval_every > 0 and step % config.train.eval_every == 0)
-        if due and run.heldout is not None:
-            recorder.evaluation(step, evaluate(stage, grid, run.heldout, run.heldout.n_tokens))
-            sent.take()  # a step's bytes are those of training alone
+    together(world, lambda: recorder.begin(config))
+    with np.errstate(all="ignore"):  # what is not finite is reported by the step itself
+        _train_all_steps(config, run, sent, recorder)
+    grid = run.trainer.grid
     if config.run.export_hf:
-        export_weights(config, stage, grid, world)
+        tokenizer = "bytes" if run.tokens.tokenizer else None
+        export_weights(config, run.trainer.stage, grid, world, tokenizer)
     if config.run.sample_tokens and grid.dp.rank == 0:  # one replica writes; the others are done
         recorder.sample(_sample(config, run))
     recorder.end()
 
 
+def _train_all_steps(config: Config, run: Run, sent: ByteCounter, recorder: AnyRecorder) -> None:
+    trainer, steps, every = run.trainer, config.train.steps, config.train.eval_every
+    n_tokens = 0
+    for step in range(1, steps + 1):
+        start = time.perf_counter()
+        sent.take()  # a step's bytes are its own: not those of a validation before it
+        lr = learning_rate(step, steps, config.optim)
+        batch = load_batch(config, run, step)
+        result = train_step(trainer, batch, lr, step)
+        n_tokens += batch.n_tokens
+        metrics = StepMetrics(
+            step=step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=lr,
+            tokens=n_tokens,
+            seconds=time.perf_counter() - start,
+            loss_scale=1.0,
+            skipped=False,
+            memory_bytes=trainer.meter.bytes(trainer.stage),
+            comm_bytes=sent.take(),
+        )
+        recorder.step(metrics)
+        if run.heldout and (step == steps or (every and step % every == 0)):
+            loss = evaluate(trainer.stage, trainer.grid, run.heldout, run.heldout.n_tokens)
+            recorder.evaluation(step, loss)
+
+
 def _sample(config: Config, run: Run) -> str:
-    """Text (ids, where the data has no tokenizer) that starts with a new line, or with the first token of the data."""
-    prompt = np.array([ord("\n")]) if run.tokens.tokenizer else run.tokens.tokens[:1].astype(np.int64)
-    ids = continue_tokens(run.stage, run.grid, prompt, config.run.sample_tokens, config.run.temperature, config.train.seed)
-    return readable(ids, run.tokens.tokenizer)
+    """Text that starts with a new line; ids that start with the data's first, where it has no tokenizer."""
+    tokenizer, tokens = run.tokens.tokenizer, run.tokens.tokens
+    prompt = np.array([ord("\n")]) if tokenizer else tokens[:1].astype(np.int64)
+    trainer, n_tokens = run.trainer, config.run.sample_tokens
+    ids = continue_tokens(
+        trainer.stage, trainer.grid, prompt, n_tokens, config.run.temperature, config.train.seed
+    )
+    return (tokenizer or IdTokenizer()).decode(ids)

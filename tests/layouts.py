@@ -20,7 +20,7 @@ from minitrain.optim import make_optimizer
 from minitrain.optim.optimizer import Optimizer
 from minitrain.parallel.schedule import SCHEDULES
 from minitrain.parallel.stage import Stage
-from minitrain.step import Batch, train_step
+from minitrain.step import Batch, Trainer, train_step
 
 LIMIT = 120.0  # seconds a rank waits for another before a test calls it a deadlock
 
@@ -28,9 +28,20 @@ LLAMA = ModelConfig(
     arch="llama", layers=5, width=24, heads=4, kv_heads=2, ffn=22, vocab=37, seq_len=8, tied=False
 )  # 5 layers over 2 or 4 stages, 37 ids over 2 or 4 ranks: nothing divides
 LLAMA_TIED = replace(LLAMA, tied=True, kv_heads=1)
-GPT2 = ModelConfig(arch="gpt2", layers=5, width=24, heads=4, kv_heads=4, ffn=30, vocab=37, seq_len=8, tied=True)
+GPT2 = ModelConfig(
+    arch="gpt2", layers=5, width=24, heads=4, kv_heads=4, ffn=30, vocab=37, seq_len=8, tied=True
+)
 
-OPTIM = OptimConfig(name="adamw", lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=1.0, schedule="linear", warmup=2)
+OPTIM = OptimConfig(
+    name="adamw",
+    lr=1e-2,
+    betas=(0.9, 0.95),
+    eps=1e-8,
+    weight_decay=0.1,
+    clip=1.0,
+    schedule="linear",
+    warmup=2,
+)
 GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 1, 3
 
 
@@ -63,7 +74,9 @@ def tiny(model: ModelConfig = LLAMA, **parallel: object) -> Config:
 
 
 def random_weights(spec: ParamSpec, box: tuple[slice, ...]) -> Array:
-    """Non-zero everywhere, gains and biases too, so that every gradient is non-zero and no mix-up goes unseen."""
+    """Non-zero everywhere, gains and biases too, so that every gradient is non-zero and no mix-up goes
+    unseen.
+    """
     values = normal(1, spec.name, spec.shape, box, 0.3, np.float64)
     return values + 1 if spec.init_std is None else values
 
@@ -105,10 +118,11 @@ def rank_run(
     for unit in stage.units:
         unit.state = optimizer.init(unit.master)
     losses, norms, grads = [], [], []
-    meter, schedule = MemoryMeter(), SCHEDULES[config.parallel.schedule]
+    schedule = SCHEDULES[config.parallel.schedule]
+    trainer = Trainer(stage, grid, schedule, optimizer, config.optim, MemoryMeter())
     for step in range(1, steps + 1):
         batch = batch_of(config, step, grid.dp.rank)
-        result = train_step(stage, grid, schedule, optimizer, config.optim, batch, config.optim.lr / step, step, meter)
+        result = train_step(trainer, batch, config.optim.lr / step, step)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         if ledger is None:  # gathering the parts would be noted as well
@@ -129,13 +143,15 @@ def parts(stage: Stage, grid: Grid, what: str) -> list[Part]:
 
 
 def assemble(config: Config, ranks: list[list[Part]]) -> dict[str, Array]:
-    """Global tensors from all ranks' parts. Every element must be covered, and copies must agree to rounding."""
+    """Global tensors from all ranks' parts: every element covered, and copies equal to rounding."""
     whole = {spec.name: np.full(spec.shape, np.nan) for spec in model_specs(config.model)}
     for part in itertools.chain.from_iterable(ranks):
         target = whole[part.name][part.box]
         known = ~np.isnan(target)
         scale = np.abs(part.values).max()
-        assert np.all(np.abs(target[known] - part.values[known]) <= 1e-12 * scale), f"copies of {part.name} differ"
+        assert np.all(np.abs(target[known] - part.values[known]) <= 1e-12 * scale), (
+            f"copies of {part.name} differ"
+        )
         target[...] = part.values
     for name, values in whole.items():
         assert not np.isnan(values).any(), f"{name} is not held whole"
@@ -155,7 +171,9 @@ def run_layout(config: Config, steps: int = STEPS) -> Outcome:
 
 
 def tensor_error(a: Array, b: Array, all_norm: float, n_tensors: int) -> float:
-    """|a - b| / max(|b|, 1e-3 |all| / sqrt(n)): some gradients are truly zero (a key bias's), so the whole sets a floor."""
+    """|a - b| / max(|b|, 1e-3 |all| / sqrt(n)): some gradients are truly zero (a key bias's), so the whole
+    sets a floor.
+    """
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3 * all_norm / n_tensors**0.5))
 
 
@@ -169,7 +187,9 @@ def worst_gradient_error(ours: dict[str, Array], reference: dict[str, Array]) ->
 
 
 def assert_same(ours: Outcome, reference: Outcome) -> None:
-    """Loss <= 1e-13, every gradient by name <= 1e-12, global norm <= 1e-12, weights <= 1e-12 (relative, fp64)."""
+    """Loss <= 1e-13, every gradient by name <= 1e-12, global norm <= 1e-12, weights <= 1e-12 (relative,
+    fp64).
+    """
     for a, b in zip(ours.losses, reference.losses, strict=True):
         assert abs(a - b) <= 1e-13 * abs(b), f"loss {a} is not {b}"
     for a, b in zip(ours.norms, reference.norms, strict=True):
@@ -183,10 +203,17 @@ def layouts(world_sizes: range, model: ModelConfig) -> Iterator[dict[str, object
     """Every legal combination of dp, tp, pp, zero, shard, schedule, sequence for the given world sizes."""
     for world in world_sizes:
         for dp, tp, pp in itertools.product(range(1, world + 1), repeat=3):
-            if dp * tp * pp != world or model.heads % tp or model.layers < pp or GLOBAL_BATCH % (dp * MICRO_BATCH):
+            if (
+                dp * tp * pp != world
+                or model.heads % tp
+                or model.layers < pp
+                or GLOBAL_BATCH % (dp * MICRO_BATCH)
+            ):
                 continue
             if (MICRO_BATCH * model.seq_len) % tp:
                 continue
             zeros = [(0, 1)] + [(z, s) for z in (1, 2, 3) for s in range(1, dp + 1) if dp % s == 0]
-            for (zero, shard), schedule, sequence in itertools.product(zeros, ("gpipe", "1f1b"), (False, True)):
+            for (zero, shard), schedule, sequence in itertools.product(
+                zeros, ("gpipe", "1f1b"), (False, True)
+            ):
                 yield dict(dp=dp, tp=tp, pp=pp, zero=zero, shard=shard, schedule=schedule, sequence=sequence)

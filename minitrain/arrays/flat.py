@@ -1,6 +1,7 @@
 """A flat vector as the home of many tensors: where each lies, and views of it by name.
 
-Everything that moves or updates parameters sees one vector; everything that computes with them sees named views into it. No copy.
+Everything that moves or updates parameters sees one vector; everything that computes with them sees named
+views into it. No copy.
 """
 
 from collections.abc import Sequence

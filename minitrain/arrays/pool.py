@@ -10,7 +10,9 @@ from minitrain.arrays.types import Array
 
 
 class Pool:
-    """Keeps the buffers that were given back, by size and dtype. `bytes` counts all it ever made: its footprint."""
+    """Keeps the buffers that were given back, by size and dtype. `bytes` counts all it ever made: its
+    footprint.
+    """
 
     def __init__(self) -> None:
         self._free: defaultdict[tuple[int, np.dtype[np.generic]], list[Array]] = defaultdict(list)

@@ -1,9 +1,14 @@
 """Small agreements between all ranks outside the training step: one text for all, one error for all."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 
 from minitrain.comm.interface import Comm
 from minitrain.errors import MinitrainError, Problem
+
+Result = TypeVar("Result")
 
 
 def broadcast_text(comm: Comm, text: str | None, root: int = 0) -> str:
@@ -18,7 +23,9 @@ def broadcast_text(comm: Comm, text: str | None, root: int = 0) -> str:
 
 
 def agree(comm: Comm, error: MinitrainError | None) -> None:
-    """Raises the error of the lowest rank that has one on every rank, marked as known everywhere; returns if none has any."""
+    """Raises the error of the lowest rank that has one on every rank, marked as known everywhere; returns
+    if none has any.
+    """
     codes = np.zeros(comm.size, np.int64)
     comm.all_gather(np.array([error.exit_code if error else 0]), codes)
     failing = np.flatnonzero(codes)
@@ -28,3 +35,16 @@ def agree(comm: Comm, error: MinitrainError | None) -> None:
     mine = "\0".join("\1".join(p) for p in error.problems) if error and comm.rank == root else None
     problems = [Problem(*p.split("\1")) for p in broadcast_text(comm, mine, root).split("\0")]
     raise MinitrainError.everywhere(problems, int(codes[root]))
+
+
+def together(comm: Comm, action: Callable[[], Result]) -> Result:
+    """`action()`, which must not communicate; if it fails with a MinitrainError on any rank, that error on
+    every rank.
+    """
+    error: MinitrainError | None = None
+    try:
+        result = action()
+    except MinitrainError as problem:
+        error = problem
+    agree(comm, error)
+    return result

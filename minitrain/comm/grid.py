@@ -7,7 +7,7 @@ The world is `replica x shard x pp x tp`, tp varying fastest, so that the ranks 
     dp        replica x shard: the ranks that see different data
     pp        pipeline stages
     tp        tensor parallelism within a layer
-    kv        the tp ranks that hold copies of the same key/value heads (when there are fewer of those than tp ranks)
+    kv        the tp ranks that hold copies of the same kv heads (where those are fewer than tp)
     tied      the first and the last stage, when both hold the tied embedding matrix
 """
 
@@ -33,7 +33,7 @@ def make_grid(world: Comm, config: Config) -> Grid:
     """Cuts `world` into the axes of the (resolved) configuration. Collective over `world`."""
     parallel, model = config.parallel, config.model
     assert parallel.dp and parallel.tp and parallel.pp and parallel.shard and model.kv_heads
-    copies = max(1, parallel.tp // model.kv_heads)  # ranks t and t+1 share a kv head when t // copies is the same
+    copies = max(1, parallel.tp // model.kv_heads)  # neighbours in tp hold copies of the same kv head
     dims = (parallel.dp // parallel.shard, parallel.shard, parallel.pp, parallel.tp // copies, copies)
     cart = world.cart(dims)
     axes = ("replica", "shard", "pp", "tp", "kv")

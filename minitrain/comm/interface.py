@@ -1,8 +1,8 @@
 """What a communicator is: the verbs, their exact meaning, and what the caller owes.
 
-Every buffer is a C-contiguous array that belongs to the caller. All members of a group call the same verbs in the same order with
-arrays of the same size and dtype. A group of one returns at once. `single`, `threads` and `mpi` implement this; `traced`
-wraps any of them.
+Every buffer is a C-contiguous array that belongs to the caller. All members of a group call the same verbs
+in the same order with arrays of the same size and dtype. A group of one returns at once. `single`,
+`threads` and `mpi` implement this; `traced` wraps any of them.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ class Handle(Protocol):
 
 
 class Comm(Protocol):
-    """A group of ranks and this rank's place in it. `members` are the ranks' numbers in the world, in group order."""
+    """A group of ranks and this rank's place in it. `members` are the ranks' numbers in the world, in group
+    order.
+    """
 
     name: str
     rank: int
@@ -31,7 +33,9 @@ class Comm(Protocol):
         """buffer <- sum (or maximum) over ranks of their buffers, in place, the same bits on every rank."""
 
     def reduce_scatter(self, source: Array, shard: Array) -> None:
-        """shard <- this rank's 1/size of the sum over ranks of `source`. `shard` may be that very part of `source`."""
+        """shard <- this rank's 1/size of the sum over ranks of `source`. `shard` may be that very part of
+        `source`.
+        """
 
     def all_gather(self, shard: Array, target: Array) -> None:
         """target <- the ranks' shards one after another. `shard` may be this rank's part of `target`."""
@@ -52,7 +56,9 @@ class Comm(Protocol):
         """Returns once every member has called it."""
 
     def split(self, color: int | None, name: str) -> "Comm":
-        """The group of those members that passed the same `color`, in rank order; with None a group of this rank alone."""
+        """The group of those members that passed the same `color`, in rank order; with None a group of this
+        rank alone.
+        """
 
     def cart(self, dims: Sequence[int]) -> "Cart":
         """Arranges the members as a grid of the given extents, the last dimension varying fastest."""

@@ -1,4 +1,6 @@
-"""Ranks as MPI processes: mpi4py's upper-case calls, which move buffers and never pickle. The only file that imports mpi4py."""
+"""Ranks as MPI processes: mpi4py's upper-case calls, which move buffers and never pickle. The only file
+that imports mpi4py.
+"""
 
 from collections.abc import Sequence
 
@@ -13,8 +15,9 @@ _OPS = {"sum": MPI.SUM, "max": MPI.MAX}
 
 
 def world(synchronous_sends: bool = False) -> "MpiComm":
-    """All ranks of the job. With `synchronous_sends` a send is complete only when its receive has started (MPI_Ssend):
-    a pipeline that relies on the library's buffering then deadlocks, which is what a test wants to see.
+    """All ranks of the job. With `synchronous_sends` a send is complete only when its receive has started
+    (MPI_Ssend): a pipeline that relies on the library's buffering then deadlocks, which is what a test
+    wants to see.
     """
     return MpiComm(MPI.COMM_WORLD, "world", synchronous_sends)
 

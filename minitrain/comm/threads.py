@@ -1,7 +1,8 @@
 """N ranks as threads of one process: for tests, for a debugger, for machines without MPI.
 
-Sums are taken in rank order, so results do not depend on timing. A send is complete only when its message has been received
-(as MPI_Ssend), so that a pipeline that could deadlock does deadlock here. When one rank raises, all others are woken and raise too.
+Sums are taken in rank order, so results do not depend on timing. A send is complete only when its message
+has been received (as MPI_Ssend), so that a pipeline that could deadlock does deadlock here. When one rank
+raises, all others are woken and raise too.
 """
 
 import threading
@@ -18,14 +19,17 @@ from minitrain.comm.single import SingleComm
 Result = TypeVar("Result")
 
 
-class PeerLost(RuntimeError):
+class PeerLostError(RuntimeError):
     """Another rank raised, or did not come within the time limit."""
 
 
-def run_threads(n: int, rank_main: Callable[["ThreadComm"], Result], limit: float | None = None) -> list[Result]:
+def run_threads(
+    n: int, rank_main: Callable[["ThreadComm"], Result], limit: float | None = None
+) -> list[Result]:
     """Runs `rank_main(world)` on `n` threads and returns their results in rank order.
 
-    `limit` is the number of seconds after which a rank that waits for others gives up. Raises the first error of any rank.
+    `limit` is the number of seconds after which a rank that waits for others gives up. Raises the first
+    error of any rank.
     """
     hub = _Hub(limit)
     results: list[Result | None] = [None] * n
@@ -35,7 +39,8 @@ def run_threads(n: int, rank_main: Callable[["ThreadComm"], Result], limit: floa
         try:
             results[rank] = rank_main(ThreadComm(hub, "world", tuple(range(n)), rank))
         except BaseException as error:  # SystemExit too: the other ranks must not wait for this one
-            hub.fail(lambda: errors.append(error))
+            errors.append(error)
+            hub.fail()
 
     threads = [threading.Thread(target=body, args=(rank,), name=f"rank {rank}") for rank in range(n)]
     for thread in threads:
@@ -43,7 +48,7 @@ def run_threads(n: int, rank_main: Callable[["ThreadComm"], Result], limit: floa
     for thread in threads:
         thread.join()
     if errors:
-        raise next((e for e in errors if not isinstance(e, PeerLost)), errors[0])
+        raise next((e for e in errors if not isinstance(e, PeerLostError)), errors[0])
     return results  # type: ignore[return-value]
 
 
@@ -87,12 +92,12 @@ class _Hub:
         with self.changed:
             arrived = self.changed.wait_for(lambda: self.failed or condition(), self.limit)
             if not arrived or not condition():
-                raise PeerLost("another rank failed or did not come")
+                raise PeerLostError("another rank failed or did not come")
 
-    def fail(self, note: Callable[[], None]) -> None:
+    def fail(self) -> None:
+        """Wakes everyone who waits."""
         with self.changed:
             self.failed = True
-            note()
             for meeting in self._meetings.values():
                 meeting.barrier.abort()
             self.changed.notify_all()
@@ -109,11 +114,11 @@ class ThreadComm:
 
     def _meet(self) -> None:
         if self._hub.failed:
-            raise PeerLost("another rank failed")
+            raise PeerLostError("another rank failed")
         try:
             self._meeting.barrier.wait()
         except threading.BrokenBarrierError:
-            raise PeerLost("another rank failed or did not come") from None
+            raise PeerLostError("another rank failed or did not come") from None
 
     def _show(self, buffer: Array) -> list[Array]:
         """Every member's buffer, in rank order, to be read until the next `_meet`."""
@@ -121,7 +126,9 @@ class ThreadComm:
         self._meeting.slots[self.rank] = buffer
         self._meet()
         shown = [slot for slot in self._meeting.slots if slot is not None]
-        assert all(s.size == buffer.size and s.dtype == buffer.dtype for s in shown), "ranks brought different buffers"
+        assert all(s.size == buffer.size and s.dtype == buffer.dtype for s in shown), (
+            "ranks brought different buffers"
+        )
         return shown
 
     def all_reduce(self, buffer: Array, op: Reduction = "sum") -> None:
@@ -172,7 +179,9 @@ class ThreadComm:
         box = self._hub.mailbox(self.name, self.members[source], self._world_rank)
         self._hub.wait_until(lambda: bool(box))
         message = box.popleft()
-        assert message.buffer.size == buffer.size and message.buffer.dtype == buffer.dtype, "sent and expected differ"
+        assert message.buffer.size == buffer.size and message.buffer.dtype == buffer.dtype, (
+            "sent and expected differ"
+        )
         buffer[...] = message.buffer.reshape(buffer.shape)
         with self._hub.changed:
             message.received = True
@@ -184,14 +193,16 @@ class ThreadComm:
     def split(self, color: int | None, name: str) -> Comm:
         colors = np.full(self.size, -1)
         self.all_gather(np.array([-1 if color is None else color]), colors)
-        members = tuple(m for m, c in zip(self.members, colors, strict=True) if color is not None and c == color)
+        members = tuple(
+            m for m, c in zip(self.members, colors, strict=True) if color is not None and c == color
+        )
         return _group(self._hub, name, members or (self._world_rank,), self._world_rank)
 
     def cart(self, dims: Sequence[int]) -> "ThreadCart":
         return ThreadCart(self._hub, np.array(self.members).reshape(dims), self._world_rank)
 
     def abort(self, exit_code: int) -> None:
-        self._hub.fail(lambda: None)
+        self._hub.fail()
 
 
 class ThreadCart:

@@ -11,8 +11,8 @@ from minitrain.comm.interface import Cart, Comm, Handle, Reduction
 class Event(NamedTuple):
     """One collective or message as this rank called it.
 
-    `bytes` is the size of the whole buffer (of the larger one, where two differ); `sent_bytes` what this rank sends if the
-    collective is run as a ring.
+    `bytes` is the size of the whole buffer (of the larger one, where two differ); `sent_bytes` what this
+    rank sends if the collective is run as a ring.
     """
 
     verb: str
@@ -25,9 +25,11 @@ class Event(NamedTuple):
 
 
 def ring_bytes(verb: str, n_bytes: int, size: int) -> int:
-    """Bytes one rank sends in a ring of `size` ranks for a buffer of `n_bytes`, rounded up (Patarasuk & Yuan 2009).
+    """Bytes one rank sends in a ring of `size` ranks for a buffer of `n_bytes`, rounded up (Patarasuk &
+    Yuan 2009).
 
-    all-reduce 2(n-1)/n, reduce-scatter and all-gather (n-1)/n of the buffer; broadcast and send the whole of it.
+    all-reduce 2(n-1)/n, reduce-scatter and all-gather (n-1)/n of the buffer; broadcast and send the whole
+    of it.
     """
     hops = {"all_reduce": 2 * (size - 1), "reduce_scatter": size - 1, "all_gather": size - 1}.get(verb, size)
     return -(-hops * n_bytes // size)
@@ -63,7 +65,9 @@ class TracedComm:
 
     def _note(self, verb: str, buffer: Array) -> None:
         sent = ring_bytes(verb, buffer.nbytes, self.size)
-        self._ledger(Event(verb, self.name, self.members, buffer.dtype.name, buffer.size, buffer.nbytes, sent))
+        self._ledger(
+            Event(verb, self.name, self.members, buffer.dtype.name, buffer.size, buffer.nbytes, sent)
+        )
 
     def all_reduce(self, buffer: Array, op: Reduction = "sum") -> None:
         self._note("all_reduce", buffer)

@@ -1,8 +1,29 @@
 """Text to ids and back."""
 
+from typing import Protocol
+
 import numpy as np
 
 from minitrain.arrays.types import Array
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    def encode(self, text: str) -> Array: ...
+
+    def decode(self, ids: Array) -> str: ...
+
+
+class IdTokenizer:
+    """For ids of which nobody knows what they stand for: their numbers, with spaces between."""
+
+    def encode(self, text: str) -> Array:
+        """Raises ValueError if `text` is anything but whole numbers."""
+        return np.array([int(word) for word in text.split()], np.int64)
+
+    def decode(self, ids: Array) -> str:
+        return " ".join(map(str, ids.tolist()))
 
 
 class ByteTokenizer:

@@ -1,13 +1,17 @@
 """One transformer block, forward and backward, with its tensor-parallel collectives.
 
-    x <- x + attention(norm(x)) Wo          pre-norm residual blocks: GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023)
+    x <- x + attention(norm(x)) Wo
     x <- x + mlp(norm(x)) Wdown
 
-The matrices that read (q, k, v, gate, up) are column-parallel, those that write back (o, down) row-parallel (Shoeybi et al. 2019): a
-rank computes whole heads and a slice of the MLP, and only the border of the region (`tensor.py`) communicates.
+Pre-norm residual blocks, as in GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023).
 
-Shapes: N = B*T rows of a micro-batch, S rows of it held outside the tensor-parallel region, D model width, H query heads and G kv heads
-on this rank, K head width, F ffn width on this rank. Weights are [out, in]. `w` and `g` hold a block's parameters and their gradients.
+The matrices that read (q, k, v, gate, up) are column-parallel, those that write back (o, down) row-parallel
+(Shoeybi et al. 2019): a rank computes whole heads and a slice of the MLP, and only the border of the region
+(`tensor.py`) communicates.
+
+Shapes: N = B*T rows of a micro-batch, S rows of it held outside the tensor-parallel region, D model width,
+H query heads and G kv heads on this rank, K head width, F ffn width on this rank. Weights are [out, in].
+`w` and `g` hold a block's parameters and their gradients.
 """
 
 from typing import Any, NamedTuple
@@ -66,7 +70,9 @@ def attention_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, At
     """x + attention(norm(x)) Wo."""
     a_SD, norm_saved = norm_forward(x_SD, w, "attn.norm", c.norm_eps)
     a_ND = c.tp.enter(a_SD)
-    q_BTHK, k_BTGK, v_BTGK = (_heads(linear_forward(a_ND, w[n], w.get(f"{n}.bias")), c) for n in ("attn.q", "attn.k", "attn.v"))
+    q_BTHK, k_BTGK, v_BTGK = (
+        _heads(linear_forward(a_ND, w[n], w.get(f"{n}.bias")), c) for n in ("attn.q", "attn.k", "attn.v")
+    )
     if c.rope_TC is not None:
         q_BTHK, k_BTGK = rope_forward(q_BTHK, c.rope_TC), rope_forward(k_BTGK, c.rope_TC)
     o_BTHK, core_saved = attention.attention_forward(q_BTHK, k_BTGK, v_BTGK)
@@ -86,7 +92,9 @@ def attention_backward(dy_SD: Array, saved: AttentionSaved, w: Views, g: Views, 
     dq_BTHK, dk_BTGK, dv_BTGK = attention.attention_backward(do_BTHK, saved.core)
     if c.rope_TC is not None:
         dq_BTHK, dk_BTGK = rope_backward(dq_BTHK, c.rope_TC), rope_backward(dk_BTGK, c.rope_TC)
-    a_ND = c.tp.enter(saved.a_SD)  # only S rows were kept; under sequence parallelism the others are gathered again
+    a_ND = c.tp.enter(
+        saved.a_SD
+    )  # only S rows were kept; under sequence parallelism the others are gathered again
     rows = a_ND.shape[0]
     da_ND = _column_backward(dq_BTHK.reshape(rows, -1), a_ND, "attn.q", w, g)
     da_ND += _column_backward(dk_BTGK.reshape(rows, -1), a_ND, "attn.k", w, g)
@@ -102,6 +110,7 @@ def mlp_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, MlpSaved
     a_SD, norm_saved = norm_forward(x_SD, w, "mlp.norm", c.norm_eps)
     a_ND = c.tp.enter(a_SD)
     up_NF = linear_forward(a_ND, w["mlp.up"], w.get("mlp.up.bias"))
+    activation_saved: Any
     if "mlp.gate" in w:
         h_NF, activation_saved = mlp.swiglu_forward(linear_forward(a_ND, w["mlp.gate"]), up_NF)
     else:

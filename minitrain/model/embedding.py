@@ -1,6 +1,7 @@
 """Tokens to activations: the vocabulary-parallel embedding, and GPT-2's learned positions.
 
-Shapes: N = B*T rows of a micro-batch, S rows of it held by this rank, V rows of the vocabulary on this rank, T positions, D model width.
+Shapes: N = B*T rows of a micro-batch, S rows of it held by this rank, V rows of the vocabulary on this
+rank, T positions, D model width.
 """
 
 import numpy as np
@@ -11,7 +12,9 @@ from minitrain.ops import embedding
 
 
 def embed_forward(ids_N: Array, w_VD: Array, first_id: int, tp: TensorParallel) -> Array:
-    """x_SD = E[ids]. Each rank has the rows of its own part of the vocabulary and zeros for the others: a partial sum."""
+    """x_SD = E[ids]. Each rank has the rows of its own part of the vocabulary and zeros for the others: a
+    partial sum.
+    """
     return tp.leave(embedding.embedding_forward(ids_N, w_VD, first_id))
 
 

@@ -1,9 +1,11 @@
-"""The end of the model: final norm, vocabulary-parallel logits and their cross-entropy. No rank ever holds a full row of logits.
+"""The end of the model: final norm, vocabulary-parallel logits and their cross-entropy. No rank ever holds
+a full row of logits.
 
-    nll = log sum_v exp(l_v) - l_target,   l = norm(x) W^T                         (Shoeybi et al. 2019, section 3)
+    nll = log sum_v exp(l_v) - l_target,   l = norm(x) W^T        (Shoeybi et al. 2019, section 3)
 
 Three numbers a token cross the ranks: the largest logit, the sum of exponentials, and the target's logit.
-Shapes: N rows of a micro-batch, S rows of it held outside the tensor-parallel region, V rows of the vocabulary on this rank, D model width.
+Shapes: N rows of a micro-batch, S rows of it held outside the tensor-parallel region, V rows of the
+vocabulary on this rank, D model width.
 """
 
 from typing import Any, NamedTuple
@@ -37,7 +39,9 @@ def logits_forward(x_SD: Array, w: Views, matrix_VD: Array, c: HeadContext) -> t
     return linear_forward(c.tp.enter(a_SD), matrix_VD), norm_saved, a_SD
 
 
-def loss_forward(x_SD: Array, targets_N: Array, w: Views, matrix_VD: Array, c: HeadContext) -> tuple[Array, HeadSaved]:
+def loss_forward(
+    x_SD: Array, targets_N: Array, w: Views, matrix_VD: Array, c: HeadContext
+) -> tuple[Array, HeadSaved]:
     """nll_N in nats per token, the same on every tp rank; 0 where the target is negative."""
     logits_NV, norm_saved, a_SD = logits_forward(x_SD, w, matrix_VD, c)
     largest_N = loss.local_max(logits_NV)
@@ -48,7 +52,9 @@ def loss_forward(x_SD: Array, targets_N: Array, w: Views, matrix_VD: Array, c: H
     return nll_N, HeadSaved(norm_saved, a_SD, targets_N, logits_NV, sums_2N)
 
 
-def loss_backward(saved: HeadSaved, scale: float, w: Views, matrix_VD: Array, g: Views, dmatrix_VD: Array, c: HeadContext) -> Array:
+def loss_backward(
+    saved: HeadSaved, scale: float, w: Views, matrix_VD: Array, g: Views, dmatrix_VD: Array, c: HeadContext
+) -> Array:
     """dx_SD of scale * sum(nll_N)."""
     dlogits_NV = loss.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale)
     da_ND = linear_backward(dlogits_NV, c.tp.enter(saved.a_SD), matrix_VD, dmatrix_VD)

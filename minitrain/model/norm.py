@@ -18,7 +18,9 @@ def norm_forward(x_SD: Array, w: dict[str, Array], name: str, eps: float) -> tup
 
 
 def norm_backward(dy_SD: Array, saved: Any, w: dict[str, Array], g: dict[str, Array], name: str) -> Array:
-    """dx_SD. Under sequence parallelism the gradients of gain and bias are partial: they come from S of the N rows."""
+    """dx_SD. Under sequence parallelism the gradients of gain and bias are partial: they come from S of the
+    N rows.
+    """
     if f"{name}.bias" not in w:
         return rms_norm_backward(dy_SD, saved, w[name], g[name])
     return layer_norm_backward(dy_SD, saved, w[name], g[name], g[f"{name}.bias"])

@@ -1,7 +1,8 @@
-"""The table of parameters: for each its logical name, global shape, how tensor parallelism cuts it, and how it starts.
+"""The table of parameters: for each its logical name, global shape, how tensor parallelism cuts it, and how
+it starts.
 
-Every other part of the package reads this table: the flat memory (who holds what), the initial weights, the reading
-and writing of weights. One row of it is enough to know a parameter's whole life.
+Every other part of the package reads this table: the flat memory (who holds what), the initial weights, the
+reading and writing of weights. One row of it is enough to know a parameter's whole life.
 """
 
 from typing import NamedTuple
@@ -12,8 +13,8 @@ from minitrain.config import ModelConfig
 class ParamSpec(NamedTuple):
     """One parameter.
 
-    `tp_dim` is the dimension that tensor parallelism cuts (None: every tp rank holds the whole), and `tp_units` the number
-    of indivisible pieces along it: heads for attention, rows for everything else.
+    `tp_dim` is the dimension that tensor parallelism cuts (None: every tp rank holds the whole), and
+    `tp_units` the number of indivisible pieces along it: heads for attention, rows for everything else.
     `init_std` is the standard deviation of the initial values; None means ones (gains), 0 means zeros.
     """
 
@@ -38,8 +39,8 @@ class ParamSpec(NamedTuple):
     def tp_slice(self, rank: int, size: int) -> tuple[slice, ...]:
         """The part of the global tensor that tp rank `rank` of `size` holds.
 
-        Pieces are dealt as evenly as whole pieces allow, without padding. When there are fewer pieces than ranks (kv heads
-        below tp) several ranks hold the same piece.
+        Pieces are dealt as evenly as whole pieces allow, without padding. When there are fewer pieces than
+        ranks (kv heads below tp) several ranks hold the same piece.
         """
         box = [slice(0, n) for n in self.shape]
         if self.tp_dim is not None:
@@ -50,7 +51,9 @@ class ParamSpec(NamedTuple):
         return tuple(box)
 
     def tp_replicas(self, size: int) -> int:
-        """How many tp ranks hold the same piece: `size` if uncut, 1 if cut, tp / kv_heads for replicated kv heads."""
+        """How many tp ranks hold the same piece: `size` if uncut, 1 if cut, tp / kv_heads for replicated kv
+        heads.
+        """
         return size if self.tp_dim is None else max(1, size // self.tp_units)
 
 
@@ -58,10 +61,11 @@ INIT_STD = 0.02  # GPT-2 (Radford et al. 2019) and Llama alike
 
 
 def block_specs(model: ModelConfig, layer: int) -> list[ParamSpec]:
-    """The parameters of block `layer`. Column-parallel matrices are cut along their outputs, row-parallel ones along their inputs.
+    """The parameters of block `layer`. Column-parallel matrices are cut along their outputs, row-parallel
+    ones along their inputs.
 
-    Output projections start at zero, so that every block starts as the identity and the first gradients reach all layers
-    alike (the `ReZero` observation, Bachlechner et al. 2020).
+    Output projections start at zero, so that every block starts as the identity and the first gradients
+    reach all layers alike (the `ReZero` observation, Bachlechner et al. 2020).
     """
     assert model.kv_heads is not None and model.ffn is not None
     D, F, H, G = model.width, model.ffn, model.heads, model.kv_heads
@@ -128,7 +132,9 @@ def model_specs(model: ModelConfig) -> list[ParamSpec]:
 
 
 def stage_layers(layers: int, stage: int, n_stages: int) -> range:
-    """The blocks of pipeline stage `stage`: a contiguous run; the first `layers % n_stages` stages hold one more."""
+    """The blocks of pipeline stage `stage`: a contiguous run; the first `layers % n_stages` stages hold one
+    more.
+    """
     each, more = divmod(layers, n_stages)
     start = stage * each + min(stage, more)
     return range(start, start + each + (stage < more))

@@ -1,18 +1,21 @@
 """The border of a tensor-parallel region: Megatron's conjugate pairs f and g, in two forms.
 
-Inside the region a matrix is cut over the tp ranks and every rank computes with all N rows of tokens. Outside it
+Inside the region a matrix is cut over the tp ranks and every rank computes with all N rows of tokens.
+Outside it
 
-- all-reduce form (Shoeybi et al. 2019): every rank holds the same N rows;
-- sequence-parallel form (Korthikanti et al. 2022, section 4.2): every rank holds N/tp of the rows. What Korthikanti et al. cut along the
-  positions of a sequence is cut here along the rows b*T+t of the whole micro-batch: nothing outside the region looks at two rows
-  at once, and a run of rows is contiguous, so the collectives need no transposition.
+  - all-reduce form (Shoeybi et al. 2019): every rank holds the same N rows;
+  - sequence-parallel form (Korthikanti et al. 2022, section 4.2): every rank holds N/tp of the rows. What
+    Korthikanti et al. cut along the positions of a sequence is cut here along the rows b*T+t of the whole
+    micro-batch: nothing outside the region looks at two rows at once, and a run of rows is contiguous, so
+    the collectives need no transposition.
 
                      enter (f)                        leave (g)
                      forward        backward          forward           backward
     all-reduce       identity       all-reduce        all-reduce        identity
     sequence         all-gather     reduce-scatter    reduce-scatter    all-gather
 
-Shapes: N = B*T rows of a micro-batch, S = the rows this rank holds outside the region (N or N/tp), D model width.
+Shapes: N = B*T rows of a micro-batch, S = the rows this rank holds outside the region (N or N/tp), D model
+width.
 """
 
 from typing import NamedTuple
@@ -33,22 +36,30 @@ class TensorParallel(NamedTuple):
         """Which of N rows this rank holds outside the region."""
         if not self.sequence:
             return slice(0, n_rows)
-        return slice(n_rows * self.comm.rank // self.comm.size, n_rows * (self.comm.rank + 1) // self.comm.size)
+        return slice(
+            n_rows * self.comm.rank // self.comm.size, n_rows * (self.comm.rank + 1) // self.comm.size
+        )
 
     def enter(self, x_SD: Array) -> Array:
         """f, forward: all N rows, for a column-parallel matrix to read."""
         return self._gather(x_SD) if self.sequence else x_SD
 
     def enter_backward(self, dx_ND: Array) -> Array:
-        """f, backward. Forward was: every rank read the same rows; so now their gradients, one part per rank, are summed."""
+        """f, backward. Forward was: every rank read the same rows; so now their gradients, one part per
+        rank, are summed.
+        """
         return self._sum(dx_ND)
 
     def leave(self, y_ND: Array) -> Array:
-        """g, forward: a row-parallel matrix left each rank a partial sum over its own inputs. `y_ND` may be overwritten."""
+        """g, forward: a row-parallel matrix left each rank a partial sum over its own inputs. `y_ND` may be
+        overwritten.
+        """
         return self._sum(y_ND)
 
     def leave_backward(self, dy_SD: Array) -> Array:
-        """g, backward. Forward was: a sum over ranks; so now every rank's part has the gradient of the sum, for all N rows."""
+        """g, backward. Forward was: a sum over ranks; so now every rank's part has the gradient of the sum,
+        for all N rows.
+        """
         return self._gather(dy_SD) if self.sequence else dy_SD
 
     def _gather(self, x_SD: Array) -> Array:

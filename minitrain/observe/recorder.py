@@ -109,7 +109,7 @@ class Recorder:
         """Text that the trained model has written."""
         self.progress.end()
         (self.directory / "samples.txt").write_text(text + "\n", encoding="utf-8")
-        say(f"\nsample\n{_indented(text)}\n")
+        say(f"\nsample\n{_shown(text)}\n")
 
     def end(self) -> None:
         """The last line."""
@@ -146,5 +146,7 @@ def _valid(value: Any) -> Any:
     return value
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+def _shown(text: str) -> str:
+    """Indented, and without what would command the terminal."""
+    lines = text.split("\n")
+    return "\n".join("  " + "".join(c if c.isprintable() else "\ufffd" for c in line) for line in lines)

@@ -1,4 +1,6 @@
-"""AdamW: Adam with decoupled weight decay (Kingma & Ba 2015, Algorithm 1; Loshchilov & Hutter 2019, Algorithm 2)."""
+"""AdamW: Adam with decoupled weight decay (Kingma & Ba 2015, Algorithm 1; Loshchilov & Hutter 2019,
+Algorithm 2).
+"""
 
 import math
 
@@ -27,7 +29,9 @@ def adamw(betas: tuple[float, float], eps: float) -> Optimizer:
     ) -> None:
         rate = lr / (1 - b1**step)
         v_scale = 1 / math.sqrt(1 - b2**step)
-        for block in row_blocks(param.size, 4 * param.itemsize):  # four vectors pass through the cache together
+        for block in row_blocks(
+            param.size, 4 * param.itemsize
+        ):  # four vectors pass through the cache together
             w, m, v = param[block], state["m"][block], state["v"][block]
             g = grad[block] * grad_scale
             m *= b1

@@ -1,7 +1,7 @@
 """What an optimizer is: a pair of functions on vectors. It knows nothing of tensors, ranks or types.
 
-The caller hands each run of parameters that shares a weight decay to `update` separately; an optimizer that works element by element
-therefore gives the same result however vectors are cut.
+The caller hands each run of parameters that shares a weight decay to `update` separately; an optimizer that
+works element by element therefore gives the same result however vectors are cut.
 """
 
 from typing import NamedTuple, Protocol
@@ -20,12 +20,20 @@ class Init(Protocol):
 class Update(Protocol):
     """One step, in place on `param` and `state`.
 
-    The gradient is `grad_scale * grad` (clipping). `step` counts this optimizer's own updates from 1; `decay` is the weight
-    decay of these parameters, decoupled and in units of lr.
+    The gradient is `grad_scale * grad` (clipping). `step` counts this optimizer's own updates from 1;
+    `decay` is the weight decay of these parameters, decoupled and in units of lr.
     """
 
     def __call__(
-        self, param: Array, grad: Array, state: State, *, lr: float, decay: float, grad_scale: float, step: int
+        self,
+        param: Array,
+        grad: Array,
+        state: State,
+        *,
+        lr: float,
+        decay: float,
+        grad_scale: float,
+        step: int,
     ) -> None: ...
 
 

@@ -11,9 +11,11 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     Warm-up: lr t / warmup for t < warmup. Then, from lr at t = warmup to min_lr at t = steps:
 
         constant   lr
-        cosine     min_lr + (lr - min_lr) (1 + cos(pi (t - warmup) / (steps - warmup))) / 2    (Loshchilov & Hutter 2017)
+        cosine     min_lr + (lr - min_lr) (1 + cos(pi (t - warmup) / (steps - warmup))) / 2
         linear     lr + (min_lr - lr) (t - warmup) / (steps - warmup)
-        wsd        lr, then linear over the last `decay` steps                                  (Hu et al. 2024, MiniCPM)
+        wsd        lr, then linear over the last `decay` steps
+
+    Cosine: Loshchilov & Hutter 2017; WSD (warm-up, stable, decay): Hu et al. 2024, MiniCPM.
     """
     lr, low, warmup = optim.lr, optim.min_lr, optim.warmup
     if step < warmup:

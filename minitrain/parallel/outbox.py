@@ -7,10 +7,10 @@ from minitrain.comm.interface import Comm, Handle
 class Outbox:
     """Starts sends, at most one pending for each neighbour.
 
-    A stage must not wait for its send before it receives: in 1F1B two neighbours send to each other at the same time, and if each
-    waited for the other's receive both would wait for ever. Waiting for the *previous* message to the same neighbour is safe:
-    the neighbour takes it before it needs the next one. (`tests/parallel/test_schedule.py` plays every schedule with sends that
-    complete only when received.)
+    A stage must not wait for its send before it receives: in 1F1B two neighbours send to each other at the
+    same time, and if each waited for the other's receive both would wait for ever. Waiting for the
+    *previous* message to the same neighbour is safe: the neighbour takes it before it needs the next one.
+    (`tests/parallel/test_schedule.py` plays every schedule with sends that complete only when received.)
     """
 
     def __init__(self, pp: Comm) -> None:

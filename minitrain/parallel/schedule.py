@@ -1,6 +1,8 @@
-"""Pipeline schedules: for one stage, the order of its work, as a generator of instructions. No arrays, no communication.
+"""Pipeline schedules: for one stage, the order of its work, as a generator of instructions. No arrays, no
+communication.
 
-A schedule can be printed, drawn and checked without running anything. It alone knows what a first and a last stage are.
+A schedule can be printed, drawn and checked without running anything. It alone knows what a first and a
+last stage are.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +33,9 @@ Schedule = Callable[[int, int, int], Iterator[Instruction]]
 
 
 def forward(stage: int, n_stages: int, micro: int) -> Iterator[Instruction]:
-    """Micro-batch `micro` through the stage: from the previous one, or the tokens; to the next one, or the loss."""
+    """Micro-batch `micro` through the stage: from the previous one, or the tokens; to the next one, or the
+    loss.
+    """
     yield Instruction(Kind.LOAD if stage == 0 else Kind.RECV_ACT, micro)
     yield Instruction(Kind.FORWARD, micro)
     yield Instruction(Kind.LOSS if stage == n_stages - 1 else Kind.SEND_ACT, micro)
@@ -47,7 +51,7 @@ def backward(stage: int, n_stages: int, micro: int) -> Iterator[Instruction]:
 
 
 def gpipe(stage: int, n_stages: int, n_micro: int) -> Iterator[Instruction]:
-    """All forwards, then all backwards; every micro-batch's activations are kept (Huang et al. 2019, GPipe)."""
+    """All forwards, then all backwards; all activations are kept meanwhile (Huang et al. 2019)."""
     for micro in range(n_micro):
         yield from forward(stage, n_stages, micro)
     for micro in range(n_micro):
@@ -55,8 +59,8 @@ def gpipe(stage: int, n_stages: int, n_micro: int) -> Iterator[Instruction]:
 
 
 def one_f_one_b(stage: int, n_stages: int, n_micro: int) -> Iterator[Instruction]:
-    """One forward, one backward in turn, after enough forwards to fill the stages behind; at most n_stages - stage
-    micro-batches' activations are kept (Narayanan et al. 2021, PipeDream-Flush).
+    """One forward, one backward in turn, after enough forwards to fill the stages behind; at most n_stages
+    - stage micro-batches' activations are kept (Narayanan et al. 2021, PipeDream-Flush).
     """
     warm_up = min(n_stages - 1 - stage, n_micro)
     for micro in range(warm_up):

@@ -1,4 +1,5 @@
-"""One pipeline stage of the model: which units of memory it has, and the way of a micro-batch through them and back.
+"""One pipeline stage of the model: which units of memory it has, and the way of a micro-batch through them
+and back.
 
 Shapes: N = B*T rows of a micro-batch, S rows of it held outside the tensor-parallel region, D model width.
 """
@@ -41,26 +42,30 @@ class Stage:
         self.memory = Memory(grid, parallel.zero, self.tp.sequence, self.precision)
         layers = stage_layers(model.layers, grid.pp.rank, grid.pp.size)
 
-        # The last stage of a pipeline needs a copy of the tied matrix; the first one's is the one that counts in norms.
-        self.embedding = Unit("", embedding_specs(model), self.memory, fill, self.is_first) if self._has_embedding() else None
-        has_positions = self.is_first and model.arch == "gpt2"
-        self.positions = Unit("", position_specs(model), self.memory, fill) if has_positions else None
+        self.embedding: Unit | None = None
+        self.positions: Unit | None = None
+        self.head: Unit | None = None
+        if self.is_first or (model.tied and self.is_last):  # of a tied matrix the first stage's copy counts
+            self.embedding = Unit("", embedding_specs(model), self.memory, fill, counted=self.is_first)
+        if self.is_first and model.arch == "gpt2":
+            self.positions = Unit("", position_specs(model), self.memory, fill)
         self.blocks = [Unit(f"layers.{i}.", block_specs(model, i), self.memory, fill) for i in layers]
-        self.head = Unit("", head_specs(model), self.memory, fill) if self.is_last else None
+        if self.is_last:
+            self.head = Unit("", head_specs(model), self.memory, fill)
         self.units = [u for u in (self.embedding, self.positions, *self.blocks, self.head) if u is not None]
 
         head_width = model.width // model.heads
-        llama = model.arch == "llama"
-        rope_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.param) if llama else None
+        rope_TC = None
+        if model.arch == "llama":
+            rope_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.param)
         self._block_context = BlockContext(self.tp, model.seq_len, head_width, model.norm_eps, rope_TC)
         self._first_id = embedding_specs(model)[0].tp_slice(grid.tp.rank, grid.tp.size)[0].start
         self._head_context = head.HeadContext(self.tp, self._first_id, model.norm_eps)
 
-    def _has_embedding(self) -> bool:
-        return self.is_first or bool(self.model.tied and self.is_last)
-
     def forward(self, x: Array, seq_len: int | None = None) -> tuple[Array, StageSaved]:
-        """x_SD of this stage's last block from x_SD of the previous stage, or from the ids_N of the tokens on the first stage."""
+        """x_SD of this stage's last block from x_SD of the previous stage, or from the ids_N of the tokens
+        on the first stage.
+        """
         context = self._block_context._replace(seq_len=seq_len or self.model.seq_len)
         ids_N = None
         if self.is_first:
@@ -73,7 +78,9 @@ class Stage:
         return x, StageSaved(ids_N, saved)
 
     def backward(self, dx_SD: Array, saved: StageSaved) -> Array:
-        """The gradient for the previous stage, from that of the next one; parameter gradients are added up in the units."""
+        """The gradient for the previous stage, from that of the next one; parameter gradients are added up
+        in the units.
+        """
         for unit in reversed(self.blocks):
             with unit.params() as w, unit.grads() as g:
                 dx_SD = block_backward(dx_SD, saved.blocks.pop(), w, g, self._block_context)
@@ -82,7 +89,7 @@ class Stage:
         return dx_SD
 
     def loss(self, x_SD: Array, targets_N: Array, scale: float) -> tuple[float, Array]:
-        """Sum of nll over the micro-batch in nats, and the gradient of `scale` times it with respect to x_SD."""
+        """Sum of nll over the micro-batch in nats, and dx_SD of `scale` times it."""
         with self._head_and_matrix(Unit.params) as (w, matrix_VD):
             nll_N, saved = head.loss_forward(x_SD, targets_N, w, matrix_VD, self._head_context)
             with self._head_and_matrix(Unit.grads) as (g, dmatrix_VD):
@@ -126,7 +133,7 @@ class Stage:
     def _head_and_matrix(
         self, views_of: Callable[[Unit], AbstractContextManager[Views]]
     ) -> Iterator[tuple[Views, Array]]:
-        """Parameters (or gradients) of the head, and the output matrix, which is the embedding's when tied."""
+        """Parameters (or gradients) of the head, and of the output matrix: the embedding's when tied."""
         assert self.head is not None
         with views_of(self.head) as of_head:
             if "head" in of_head:

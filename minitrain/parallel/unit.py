@@ -1,7 +1,8 @@
-"""The flat memory of one part of the model (a block, the embedding, the head), and how long each piece of it lives.
+"""The flat memory of one part of the model (a block, the embedding, the head), and how long each piece of
+it lives.
 
-ZeRO (Rajbhandari et al. 2020) is two questions. *Who* shares the work: the ranks of the `shard` axis, each the owner of 1/shard of
-every vector. *How long* do full vectors live:
+ZeRO (Rajbhandari et al. 2020) is two questions. *Who* shares the work: the ranks of the `shard` axis, each
+the owner of 1/shard of every vector. *How long* do full vectors live:
 
     stage   full parameters      full gradients         optimizer state
     0       always               always                 full (the shard axis has extent 1)
@@ -40,12 +41,17 @@ class Memory:
 class Unit:
     """Parameters, gradients and optimizer state of a few parameters, as flat vectors.
 
-    Order within a vector: first what does not decay, then what does; within each first parameters that every tp rank holds whole, then
-    those of which some tp ranks hold copies (kv heads), then those cut over tp. So one collective serves each kind.
+    Order within a vector: first what does not decay, then what does; within each first parameters that
+    every tp rank holds whole, then those of which some tp ranks hold copies (kv heads), then those cut over
+    tp. So one collective serves each kind.
     """
 
-    def __init__(self, prefix: str, specs: Sequence[ParamSpec], memory: Memory, fill: Fill, counted: bool = True) -> None:
-        """`prefix` is cut off the names for the views. `counted` is false for a second copy of what another stage holds."""
+    def __init__(
+        self, prefix: str, specs: Sequence[ParamSpec], memory: Memory, fill: Fill, counted: bool = True
+    ) -> None:
+        """`prefix` is cut off the names for the views. `counted` is false for a second copy of what another
+        stage holds.
+        """
         self.prefix, self._memory = prefix, memory
         tp = memory.grid.tp
 
@@ -55,7 +61,9 @@ class Unit:
         self.specs = sorted(specs, key=lambda spec: (spec.decays, kind(spec)))
         self.boxes = [spec.tp_slice(tp.rank, tp.size) for spec in self.specs]
         shapes = [tuple(b.stop - b.start for b in box) for box in self.boxes]
-        self.layout = Layout([(spec.name.removeprefix(prefix), s) for spec, s in zip(self.specs, shapes, strict=True)])
+        self.layout = Layout(
+            [(spec.name.removeprefix(prefix), s) for spec, s in zip(self.specs, shapes, strict=True)]
+        )
         runs = list(zip(self.specs, self.layout.slices.values(), strict=True))
         self._whole = merge([run for spec, run in runs if kind(spec) == 0])
         self._kv_copies = merge([run for spec, run in runs if kind(spec) == 1])
@@ -63,15 +71,20 @@ class Unit:
         shard = memory.grid.shard
         n = padded(self.layout.size, shard.size)
         own = slice(shard.rank * n // shard.size, (shard.rank + 1) * n // shard.size)
-        here = [run for spec, run in runs if counted and self._speaks_for(kind(spec))]
+        self.speaks_for = [counted and self._first_of_its_copies(kind(spec)) for spec in self.specs]
+        here = [run for (_, run), spoken in zip(runs, self.speaks_for, strict=True) if spoken]
         self.counted = within(merge(here), own)  # of the own shard, what this rank adds to the global norm
         decaying = within(merge([run for spec, run in runs if spec.decays]), own)
         resting = within(merge([run for spec, run in runs if not spec.decays]), own)
-        self.groups = [(run, True) for run in decaying] + [(run, False) for run in resting]  # of the own shard: (where, decays)
+        self.groups = [(run, True) for run in decaying] + [
+            (run, False) for run in resting
+        ]  # of the own shard: (where, decays)
         self._allocate(n, own, fill)
 
-    def _speaks_for(self, kind: int) -> bool:
-        """Of the tp ranks that hold the same values one counts them: a norm is over every distinct parameter."""
+    def _first_of_its_copies(self, kind: int) -> bool:
+        """Of the tp ranks that hold the same values one speaks for them: a norm is over every distinct
+        parameter.
+        """
         grid = self._memory.grid
         return (grid.tp.rank == 0, grid.kv.rank == 0, True)[kind]
 
@@ -87,7 +100,9 @@ class Unit:
             self.grad_shard = np.zeros(own.stop - own.start, precision.grad)
         else:
             self.grad_shard = self.grad[own] if sharded else self.grad
-        self.master = self.param_shard  # parameters and gradients are of one type: the parameter is its own master copy
+        self.master = (
+            self.param_shard
+        )  # parameters and gradients are of one type: the parameter is its own master copy
         self.state: State = {}
         self._param_views = None if self.param is None else self.layout.views(self.param)
         self._grad_views = None if self.grad is None else self.layout.views(self.grad)
@@ -118,7 +133,9 @@ class Unit:
                 self.grad_shard += part
 
     def reduce_scatter(self, full: Array, part: Array) -> None:
-        """part <- this rank's part of the gradient, summed over what tp ranks saw apart and over the shard axis."""
+        """part <- this rank's part of the gradient, summed over what tp ranks saw apart and over the shard
+        axis.
+        """
         grid = self._memory.grid
         if self._memory.sequence:
             for run in self._whole:  # each tp rank saw 1/tp of the rows
@@ -131,7 +148,22 @@ class Unit:
         """Of the gradient elements that this rank counts."""
         return sum(float(np.dot(self.grad_shard[run], self.grad_shard[run])) for run in self.counted)
 
-    def update(self, optimizer: Optimizer, lr: float, weight_decay: float, grad_scale: float, step: int) -> None:
+    def distinct(self) -> Iterator[tuple[ParamSpec, tuple[slice, ...], Array]]:
+        """(parameter, box, values) of what this rank holds and speaks for; every shard rank of a replica
+        gets the same.
+
+        Under ZeRO 3 collective over the shard axis.
+        """
+        with self.params() as views:
+            for spec, box, values, spoken in zip(
+                self.specs, self.boxes, views.values(), self.speaks_for, strict=True
+            ):
+                if spoken:
+                    yield spec, box, values
+
+    def update(
+        self, optimizer: Optimizer, lr: float, weight_decay: float, grad_scale: float, step: int
+    ) -> None:
         """One step of the optimizer on the own part."""
         for run, decays in self.groups:
             state = {name: vector[run] for name, vector in self.state.items()}
@@ -144,8 +176,8 @@ class Unit:
         (self.grad if self.grad is not None else self.grad_shard).fill(0)
 
     def bytes(self) -> dict[str, int]:
-        """Persistent memory of this unit by class. A shard that is a view of a full vector, or a master copy that is the
-        parameter, takes nothing.
+        """Persistent memory of this unit by class. A shard that is a view of a full vector, or a master
+        copy that is the parameter, takes nothing.
         """
         param = self.param if self.param is not None else self.param_shard
         grad = self.grad if self.grad is not None else self.grad_shard

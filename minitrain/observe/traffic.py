@@ -1,0 +1,275 @@
+"""The bytes that a rank sends in one training step: a closed form of the configuration's integers alone.
+
+This file says independently what the communicating code says by doing. It imports none of that code, and
+`tests/observe/test_traffic.py` compares the two exactly. Validation, which comes between steps, is not in it.
+
+Symbols, of one rank:
+    Psi  parameters of its stage and tp slice      m  micro-batches of a step       h  width
+    N_d  data-parallel ranks                       b  sequences of a micro-batch    l  blocks of its stage
+    t    tensor-parallel ranks                     s  positions of a sequence       q  bytes of an element
+
+Of a buffer of X bytes each rank of a ring of n sends (Patarasuk & Yuan 2009): in an all-reduce 2 X (n-1)/n,
+in a reduce-scatter or an all-gather X (n-1)/n, rounded up to whole bytes; a message is X. Up to rounding and
+padding a step sends
+
+    tp       8 m l b s h q (t-1)/t   four all-reduces a block (Shoeybi et al. 2019, 3)
+             10 m l b s h q (t-1)/t  under `sequence`: each is a reduce-scatter and an all-gather, which send
+                                     as much; + 2, since of the inputs of attention and MLP a rank keeps its
+                                     rows only, and the backward gathers all (Korthikanti et al. 2022, 4.2.2)
+             2 m b s h q (t-1)/t     embedding, on the first stage
+             2 m b s h q (t-1)/t     head, on the last stage; 3 instead of 2 under `sequence`
+             6 m b s q (t-1)/t       loss: maximum, sum of exponentials and target's logit of every token
+    pp       2 m b s h q             activations on, gradients back; half of it at either end of the pipeline,
+                                     1/t of it under `sequence` (Narayanan et al. 2021, 3.2)
+    replica  2 Psi q (N_d-1)/N_d     ZeRO 0: all-reduce of the gradients (with shards: of Psi / their number)
+    shard    2 Psi q (N_d-1)/N_d     ZeRO 1: reduce-scatter of the gradients, all-gather of the parameters
+             (m+1) Psi q (N_d-1)/N_d ZeRO 2: gradients are scattered after every backward
+             3 m Psi q (N_d-1)/N_d   ZeRO 3: and parameters gathered for every forward and every backward
+                                     (Rajbhandari et al. 2020, 7)
+
+and little things: the tied embedding between first and last stage; gradients of kv heads among the ranks with
+copies; under `sequence` gradients of what every tp rank holds whole (gains, positions, biases added after a
+sum), as each rank saw some of the rows; the sums for norm and loss.
+
+Rajbhandari et al. have m = 1 and gather every parameter twice. Here forward and backward of the head are one
+visit, and the backward of an embedding reads no parameters: head, embedding and positions take 2 m Psi, not
+3 m. A tied matrix without a pipeline is visited as embedding and as head: 2 m + 1 under ZeRO 2, 4 m under 3.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from minitrain.config import Config, ModelConfig
+
+
+class Place(NamedTuple):
+    """Where a rank is in the grid."""
+
+    replica: int
+    shard: int
+    pp: int
+    tp: int
+
+
+class Row(NamedTuple):
+    """One kind of collective or message of a rank."""
+
+    axis: str
+    verb: str
+    what: str
+    calls: int  # in one step
+    bytes: int  # of the buffer; of the larger one, where two differ
+    sent: int  # by this rank in one step
+
+
+def places(config: Config) -> list[Place]:
+    """Of all ranks, in rank order."""
+    dp, shard, pp, tp = _extents(config)
+    return [
+        Place(data // shard, data % shard, stage, rank)
+        for data in range(dp)
+        for stage in range(pp)
+        for rank in range(tp)
+    ]
+
+
+def traffic(config: Config, place: Place) -> list[Row]:
+    """All that the rank at `place` sends in one training step of a (resolved) configuration.
+
+    A group of one has no rows. Every replica and every shard sends the same.
+    """
+    r = _rank(config, place)
+    rows = []
+    for axis, verb, what, calls, n_bytes in (*_tensor(r), *_pipeline(r), *_data(r), *_scalars()):
+        size = r.sizes[axis]
+        if size > 1 and calls and n_bytes:
+            rows.append(Row(axis, verb, what, calls, n_bytes, calls * _ring(verb, n_bytes, size)))
+    return rows
+
+
+def sent_bytes(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+    """The rows summed up, as {axis: {verb: bytes sent}}: what `comm_bytes` of a step's metrics is."""
+    total: dict[str, dict[str, int]] = {}
+    for row in sorted(rows):
+        verbs = total.setdefault(row.axis, {})
+        verbs[row.verb] = verbs.get(row.verb, 0) + row.sent
+    return total
+
+
+def _ring(verb: str, n_bytes: int, n: int) -> int:
+    match verb:
+        case "all_reduce":
+            return -(-2 * (n - 1) * n_bytes // n)
+        case "reduce_scatter" | "all_gather":
+            return -(-(n - 1) * n_bytes // n)
+        case _:
+            return n_bytes  # a message
+
+
+_SCALAR = 8  # loss and norm are fp64 in every precision
+_ELEMENT = {"fp64": 8, "fp32": 4}  # of parameters, activations and gradients
+
+Entry = tuple[str, str, str, int, int]
+"""axis, verb, what for, calls in one step, bytes of the buffer; whatever the size of the group."""
+
+
+class _Unit(NamedTuple):
+    """Parameters that ZeRO gathers and scatters together."""
+
+    name: str
+    number: int  # of equal units on this stage
+    whole: int  # elements that every tp rank holds
+    copied: int  # elements of kv heads that several tp ranks hold
+    cut: int  # elements that this tp rank alone holds
+    reads: tuple[str, ...]  # visits of a micro-batch that read the parameters
+    writes: tuple[str, ...]  # visits that add to the gradients
+
+
+class _Rank(NamedTuple):
+    """What the formulas know of a rank."""
+
+    sizes: dict[str, int]  # of its group on each axis
+    first: bool  # is its stage the first, the last?
+    last: bool
+    layers: int  # l
+    micro: int  # m
+    tokens: int  # b s
+    width: int  # h
+    q: int
+    zero: int
+    sequence: bool
+    units: list[_Unit]
+
+
+def _extents(config: Config) -> tuple[int, int, int, int]:
+    p = config.parallel
+    assert p.dp and p.shard and p.pp and p.tp, "the configuration is resolved"
+    return p.dp, p.shard, p.pp, p.tp
+
+
+def _rank(config: Config, place: Place) -> _Rank:
+    model, train = config.model, config.train
+    dp, shard, pp, tp = _extents(config)
+    assert model.kv_heads and train.global_batch, "the configuration is resolved"
+    first, last = place.pp == 0, place.pp == pp - 1
+    sizes = {"replica": dp // shard, "shard": shard, "dp": dp, "pp": pp, "tp": tp}
+    sizes["kv"] = max(1, tp // model.kv_heads)
+    sizes["tied"] = 2 if model.tied and pp > 1 and (first or last) else 1
+    layers = model.layers // pp + (place.pp < model.layers % pp)  # the first stages take the remainder
+    return _Rank(
+        sizes=sizes,
+        first=first,
+        last=last,
+        layers=layers,
+        micro=train.global_batch // (dp * train.micro_batch),
+        tokens=train.micro_batch * model.seq_len,
+        width=model.width,
+        q=_ELEMENT[config.precision],
+        zero=config.parallel.zero,
+        sequence=config.parallel.sequence,
+        units=[_block(model, layers, place.tp, tp), *_ends(model, first, last, place.tp, tp)],
+    )
+
+
+def _piece(n: int, rank: int, size: int) -> int:
+    """How many of n rows the rank holds, as even as whole rows allow."""
+    return n * (rank + 1) // size - n * rank // size
+
+
+def _block(model: ModelConfig, layers: int, rank: int, size: int) -> _Unit:
+    assert model.kv_heads and model.ffn, "the configuration is resolved"
+    gpt2 = model.arch == "gpt2"
+    head_width = model.width // model.heads
+    query = head_width * (model.heads // size)
+    key_value = 2 * head_width * max(1, model.kv_heads // size)
+    ffn = _piece(model.ffn, rank, size)
+
+    # llama: two gains. gpt2: gain and bias of two norms, the biases of two matrices that write.
+    whole = (6 if gpt2 else 2) * model.width
+    into = model.width + gpt2  # a row of a matrix that reads, with its bias
+    copied = key_value * into if size > model.kv_heads else 0
+    attention = query * into + model.width * query + key_value * into - copied
+    mlp = ffn * into * (1 if gpt2 else 2) + model.width * ffn  # up, and llama's gate; down
+    return _Unit("blocks", layers, whole, copied, attention + mlp, ("forward", "backward"), ("backward",))
+
+
+def _ends(model: ModelConfig, first: bool, last: bool, rank: int, size: int) -> Iterator[_Unit]:
+    gpt2 = model.arch == "gpt2"
+    matrix = model.width * _piece(model.vocab, rank, size)
+    if first or (last and model.tied):
+        head = ("head",) if last and model.tied else ()
+        reads = ("forward", *head) if first else head
+        writes = ("backward", *head) if first else head
+        yield _Unit("embedding", 1, 0, 0, matrix, reads, writes)
+    if first and gpt2:
+        positions = model.seq_len * model.width
+        yield _Unit("positions", 1, positions, 0, 0, ("forward",), ("backward",))
+    if last:
+        whole = (2 if gpt2 else 1) * model.width  # the final norm
+        yield _Unit("head", 1, whole, 0, 0 if model.tied else matrix, ("head",), ("head",))
+
+
+def _tensor(r: _Rank) -> Iterator[Entry]:
+    """What crosses the border of the tensor-parallel regions, and the loss."""
+    blocks = r.layers * r.micro
+    yield from _enter(r, "attention input", "heads", blocks)
+    yield from _leave(r, "attention output", "heads", blocks)
+    yield from _enter(r, "MLP input", "ffn", blocks)
+    yield from _leave(r, "MLP output", "ffn", blocks)
+    if r.first:
+        yield from _leave(r, "embedding", "the vocabulary", r.micro)
+    if r.last:
+        yield from _enter(r, "head input", "the vocabulary", r.micro)
+        yield "tp", "all_reduce", "largest logit of every token", r.micro, r.tokens * r.q
+        sums = "sum of exponentials and target's logit of every token"
+        yield "tp", "all_reduce", sums, r.micro, 2 * r.tokens * r.q
+
+
+def _enter(r: _Rank, what: str, over: str, calls: int) -> Iterator[Entry]:
+    """Into a region: the forward needs all rows; the backward leaves a partial sum over what a rank holds."""
+    verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.q
+    if r.sequence:
+        yield "tp", "all_gather", f"{what}, all rows", calls, n_bytes
+        yield "tp", "all_gather", f"{what}, all rows again for the weights' gradients", calls, n_bytes
+    yield "tp", verb, f"gradient of {what}, sum over {over}", calls, n_bytes
+
+
+def _leave(r: _Rank, what: str, over: str, calls: int) -> Iterator[Entry]:
+    """Out of a region: the forward leaves a partial sum; the backward needs all rows."""
+    verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.q
+    yield "tp", verb, f"{what}, sum over {over}", calls, n_bytes
+    if r.sequence:
+        yield "tp", "all_gather", f"gradient of {what}, all rows", calls, n_bytes
+
+
+def _pipeline(r: _Rank) -> Iterator[Entry]:
+    rows = r.tokens // r.sizes["tp"] if r.sequence else r.tokens
+    n_bytes = rows * r.width * r.q
+    yield "pp", "send", "activations to the next stage", 0 if r.last else r.micro, n_bytes
+    yield "pp", "send", "gradients to the previous stage", 0 if r.first else r.micro, n_bytes
+
+
+def _data(r: _Rank) -> Iterator[Entry]:
+    """Gradients are summed, and parameters gathered, once a step or at each visit of a micro-batch."""
+    shard = r.sizes["shard"]
+    for u in r.units:
+        own = -(-(u.whole + u.copied + u.cut) // shard) * r.q  # padded to equal shards
+        visits = u.number * r.micro
+        for when, calls in [(f" in the {w}", visits) for w in u.writes] if r.zero >= 2 else [("", u.number)]:
+            what = f"gradients of the {u.name}{when}"
+            if r.sequence:
+                yield "tp", "all_reduce", f"{what}: those held whole, sum over rows", calls, u.whole * r.q
+            yield "kv", "all_reduce", f"{what}: kv heads, sum over copies", calls, u.copied * r.q
+            yield "shard", "reduce_scatter", what, calls, own * shard
+        yield "replica", "all_reduce", f"gradients of the {u.name}", u.number, own
+        if u.name == "embedding":
+            yield "tied", "all_reduce", "gradients of the tied embedding", 1, own
+        for when, calls in [(f" in the {w}", visits) for w in u.reads] if r.zero == 3 else [("", u.number)]:
+            yield "shard", "all_gather", f"parameters of the {u.name}{when}", calls, own * shard
+
+
+def _scalars() -> Iterator[Entry]:
+    for axis in ("shard", "tp", "pp"):
+        yield axis, "all_reduce", "squared norm of the gradients", 1, _SCALAR
+    for axis in ("pp", "dp"):
+        yield axis, "all_reduce", "loss", 1, _SCALAR

@@ -1,0 +1,42 @@
+"""Is the parallel right? Every layout against one process, in fp64: losses, every gradient by name, the
+global norm.
+"""
+
+import functools
+from typing import Any
+
+import pytest
+from layouts import GPT2, LLAMA, LLAMA_TIED, Outcome, assert_same, layouts, run_layout, tiny
+from pairwise import pairwise
+
+MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
+ALL = [{"model": name, **layout} for name, model in MODELS.items() for layout in layouts(range(2, 9), model)]
+SAMPLE = pairwise(ALL)
+
+
+@functools.cache
+def serial(model: str) -> Outcome:
+    return run_layout(tiny(MODELS[model]))
+
+
+def label(layout: dict[str, Any]) -> str:
+    return "{model}-dp{dp}tp{tp}pp{pp}-zero{zero}/{shard}-{schedule}{0}".format(
+        "-sequence" * layout["sequence"], **layout
+    )
+
+
+def check(layout: dict[str, Any]) -> None:
+    fields = {k: v for k, v in layout.items() if k != "model"}
+    assert_same(run_layout(tiny(MODELS[layout["model"]], **fields)), serial(layout["model"]))
+
+
+@pytest.mark.parametrize("layout", SAMPLE, ids=label)
+def test_layout_equals_one_process(layout: dict[str, Any]) -> None:
+    """A sample in which every pair of values of any two fields occurs."""
+    check(layout)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ALL, ids=label)
+def test_every_layout_equals_one_process(layout: dict[str, Any]) -> None:
+    check(layout)
