@@ -15,7 +15,7 @@ def pairwise(cases: Iterable[Case]) -> list[Case]:
     shrinks as others are taken, so it is counted again only when its last count is the best (Minoux 1978).
     """
     cases = list(cases)
-    pairs = [set(itertools.combinations(sorted(case.items()), 2)) for case in cases]
+    pairs = [set(itertools.combinations_with_replacement(sorted(case.items()), 2)) for case in cases]
     covered: set[tuple[tuple[str, Hashable], ...]] = set()
     best = [(-len(added), index) for index, added in enumerate(pairs)]
     heapq.heapify(best)
