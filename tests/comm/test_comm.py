@@ -1,20 +1,16 @@
 """Communicators within one process."""
 
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from contract import check_contract
 
 from minitrain.comm.agree import agree, broadcast_text
 from minitrain.comm.single import SingleComm
 from minitrain.comm.threads import PeerLostError, ThreadComm, run_threads
 from minitrain.comm.traced import ByteCounter, Event, traced
 from minitrain.errors import DataError, MinitrainError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from contract import check_contract
 
 LIMIT = 60.0
 

@@ -1,10 +1,9 @@
 """The MPI communicator, and training over it: layouts under real mpirun against one process."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from contract import check_contract
 from layouts import (
     GPT2,
     LLAMA,
@@ -20,9 +19,6 @@ from layouts import (
 from pairwise import pairwise
 
 from minitrain.config import Config
-
-sys.path.insert(0, str(Path(__file__).parent))
-from contract import check_contract
 
 MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
 LAYOUTS = pairwise(
