@@ -119,7 +119,7 @@ class _Unit(NamedTuple):
     name: str
     number: int  # of equal units on this stage
     whole: int  # elements that every tp rank holds
-    copied: int  # elements of kv heads that several tp ranks hold
+    copied: int  # elements of kv heads, which several tp ranks hold if there are fewer heads than ranks
     cut: int  # elements that this tp rank alone holds
     reads: tuple[str, ...]  # visits of a micro-batch that read the parameters
     writes: tuple[str, ...]  # visits that add to the gradients
@@ -187,10 +187,11 @@ def _block(model: ModelConfig, layers: int, rank: int, size: int) -> _Unit:
     # llama: two gains. gpt2: gain and bias of two norms, the biases of two matrices that write.
     whole = (6 if gpt2 else 2) * model.width
     into = model.width + gpt2  # a row of a matrix that reads, with its bias
-    copied = key_value * into if size > model.kv_heads else 0
-    attention = query * into + model.width * query + key_value * into - copied
+    attention = query * into + model.width * query  # without keys and values
     mlp = ffn * into * (1 if gpt2 else 2) + model.width * ffn  # up, and llama's gate; down
-    return _Unit("blocks", layers, whole, copied, attention + mlp, ("forward", "backward"), ("backward",))
+    return _Unit(
+        "blocks", layers, whole, key_value * into, attention + mlp, ("forward", "backward"), ("backward",)
+    )
 
 
 def _ends(model: ModelConfig, first: bool, last: bool, rank: int, size: int) -> Iterator[_Unit]:
