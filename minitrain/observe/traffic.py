@@ -189,9 +189,8 @@ def _block(model: ModelConfig, layers: int, rank: int, size: int) -> _Unit:
     into = model.width + gpt2  # a row of a matrix that reads, with its bias
     attention = query * into + model.width * query  # without keys and values
     mlp = ffn * into * (1 if gpt2 else 2) + model.width * ffn  # up, and llama's gate; down
-    return _Unit(
-        "blocks", layers, whole, key_value * into, attention + mlp, ("forward", "backward"), ("backward",)
-    )
+    cut = attention + mlp
+    return _Unit("blocks", layers, whole, key_value * into, cut, ("forward", "backward"), ("backward",))
 
 
 def _ends(model: ModelConfig, first: bool, last: bool, rank: int, size: int) -> Iterator[_Unit]:
