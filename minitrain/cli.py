@@ -52,10 +52,12 @@ def run(job: Job, world: World) -> int:
 
 
 def _train(job: Job, world: World) -> None:
+    from minitrain.arrays.heap import keep_freed_memory
     from minitrain.observe.recorder import Recorder, SilentRecorder
     from minitrain.observe.run_directory import release_run_directory
     from minitrain.train import train
 
+    keep_freed_memory()
     config = from_json(job.config)
 
     def on_rank(world: World) -> None:

@@ -42,7 +42,7 @@ OPTIM = OptimConfig(
     schedule="linear",
     warmup=2,
 )
-GLOBAL_BATCH, MICRO_BATCH, STEPS = 8, 1, 3
+MICRO_BATCH, STEPS = 1, 3
 
 
 class Part(NamedTuple):
@@ -67,10 +67,15 @@ def tiny(model: ModelConfig = LLAMA, **parallel: object) -> Config:
     return Config(
         model=model,
         parallel=ParallelConfig(**fields),  # type: ignore[arg-type]
-        train=TrainConfig(steps=STEPS, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH),
+        train=TrainConfig(steps=STEPS, global_batch=global_batch(fields["dp"]), micro_batch=MICRO_BATCH),
         optim=OPTIM,
         precision="fp64",
     )
+
+
+def global_batch(dp: int) -> int:
+    """8 sequences, or as few more as dp divides."""
+    return -(-8 // dp) * dp
 
 
 def random_weights(spec: ParamSpec, box: tuple[slice, ...]) -> Array:
@@ -203,14 +208,7 @@ def layouts(world_sizes: range, model: ModelConfig) -> Iterator[dict[str, object
     """Every legal combination of dp, tp, pp, zero, shard, schedule, sequence for the given world sizes."""
     for world in world_sizes:
         for dp, tp, pp in itertools.product(range(1, world + 1), repeat=3):
-            if (
-                dp * tp * pp != world
-                or model.heads % tp
-                or model.layers < pp
-                or GLOBAL_BATCH % (dp * MICRO_BATCH)
-            ):
-                continue
-            if (MICRO_BATCH * model.seq_len) % tp:
+            if dp * tp * pp != world or model.heads % tp or model.layers < pp:
                 continue
             zeros = [(0, 1)] + [(z, s) for z in (1, 2, 3) for s in range(1, dp + 1) if dp % s == 0]
             for (zero, shard), schedule, sequence in itertools.product(

@@ -3,10 +3,11 @@ global norm.
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from layouts import GPT2, LLAMA, LLAMA_TIED, Outcome, assert_same, layouts, run_layout, tiny
+from layouts import GPT2, LLAMA, LLAMA_TIED, Outcome, assert_same, global_batch, layouts, run_layout, tiny
 from pairwise import pairwise
 
 MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
@@ -15,8 +16,9 @@ SAMPLE = pairwise(ALL)
 
 
 @functools.cache
-def serial(model: str) -> Outcome:
-    return run_layout(tiny(MODELS[model]))
+def serial(model: str, batch: int) -> Outcome:
+    config = tiny(MODELS[model])
+    return run_layout(replace(config, train=replace(config.train, global_batch=batch)))
 
 
 def label(layout: dict[str, Any]) -> str:
@@ -27,7 +29,8 @@ def label(layout: dict[str, Any]) -> str:
 
 def check(layout: dict[str, Any]) -> None:
     fields = {k: v for k, v in layout.items() if k != "model"}
-    assert_same(run_layout(tiny(MODELS[layout["model"]], **fields)), serial(layout["model"]))
+    reference = serial(layout["model"], global_batch(layout["dp"]))
+    assert_same(run_layout(tiny(MODELS[layout["model"]], **fields)), reference)
 
 
 @pytest.mark.parametrize("layout", SAMPLE, ids=label)

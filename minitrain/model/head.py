@@ -27,35 +27,39 @@ class HeadContext(NamedTuple):
 
 class HeadSaved(NamedTuple):
     norm: Any
-    a_SD: Array
+    a_ND: Array  # all rows: they are few beside the logits, and the backward comes at once
     targets_N: Array
     exp_NV: Array  # exp(logits - largest), in the memory of the logits
     sums_2N: Array  # sum of exponentials, and the target's logit - largest
 
 
 def logits_forward(x_SD: Array, w: Views, matrix_VD: Array, c: HeadContext) -> tuple[Array, Any, Array]:
-    """logits_NV of this rank's part of the vocabulary, and what norm and matrix saved."""
+    """logits_NV of this rank's part of the vocabulary; what the norm saved; its output, all rows of it."""
     a_SD, norm_saved = norm_forward(x_SD, w, "head.norm", c.norm_eps)
-    return linear_forward(c.tp.enter(a_SD), matrix_VD), norm_saved, a_SD
+    a_ND = c.tp.enter(a_SD)
+    return linear_forward(a_ND, matrix_VD), norm_saved, a_ND
 
 
 def loss_forward(
     x_SD: Array, targets_N: Array, w: Views, matrix_VD: Array, c: HeadContext
 ) -> tuple[Array, HeadSaved]:
     """nll_N in nats per token, the same on every tp rank; 0 where the target is negative."""
-    logits_NV, norm_saved, a_SD = logits_forward(x_SD, w, matrix_VD, c)
+    logits_NV, norm_saved, a_ND = logits_forward(x_SD, w, matrix_VD, c)
     largest_N = loss.local_max(logits_NV)
     c.tp.comm.all_reduce(largest_N, "max")
     sums_2N = loss.exp_and_sums(logits_NV, largest_N, targets_N, c.first_id)
     c.tp.comm.all_reduce(sums_2N)  # partial sums over this rank's part of the vocabulary
     nll_N = loss.cross_entropy(sums_2N, targets_N)
-    return nll_N, HeadSaved(norm_saved, a_SD, targets_N, logits_NV, sums_2N)
+    return nll_N, HeadSaved(norm_saved, a_ND, targets_N, logits_NV, sums_2N)
 
 
 def loss_backward(
     saved: HeadSaved, scale: float, w: Views, matrix_VD: Array, g: Views, dmatrix_VD: Array, c: HeadContext
 ) -> Array:
-    """dx_SD of scale * sum(nll_N)."""
+    """dx_SD of scale * sum(nll_N). `saved` is used up."""
     dlogits_NV = loss.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale)
-    da_ND = linear_backward(dlogits_NV, c.tp.enter(saved.a_SD), matrix_VD, dmatrix_VD)
-    return norm_backward(c.tp.enter_backward(da_ND), saved.norm, w, g, "head.norm")
+    da_ND = linear_backward(dlogits_NV, saved.a_ND, matrix_VD, dmatrix_VD)
+    da_SD = c.tp.enter_backward(
+        da_ND
+    )  # column parallel: a partial sum over this rank's part of the vocabulary
+    return norm_backward(da_SD, saved.norm, w, g, "head.norm")

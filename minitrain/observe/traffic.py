@@ -17,7 +17,7 @@ padding a step sends
                                      as much; + 2, since of the inputs of attention and MLP a rank keeps its
                                      rows only, and the backward gathers all (Korthikanti et al. 2022, 4.2.2)
              2 m b s h q (t-1)/t     embedding, on the first stage
-             2 m b s h q (t-1)/t     head, on the last stage; 3 instead of 2 under `sequence`
+             2 m b s h q (t-1)/t     head, on the last stage
              6 m b s q (t-1)/t       loss: maximum, sum of exponentials and target's logit of every token
     pp       2 m b s h q             activations on, gradients back; half of it at either end of the pipeline,
                                      1/t of it under `sequence` (Narayanan et al. 2021, 3.2)
@@ -219,18 +219,22 @@ def _tensor(r: _Rank) -> Iterator[Entry]:
     if r.first:
         yield from _leave(r, "embedding", "the vocabulary", r.micro)
     if r.last:
-        yield from _enter(r, "head input", "the vocabulary", r.micro)
+        yield from _enter(r, "head input", "the vocabulary", r.micro, kept=True)
         yield "tp", "all_reduce", "largest logit of every token", r.micro, r.tokens * r.q
         sums = "sum of exponentials and target's logit of every token"
         yield "tp", "all_reduce", sums, r.micro, 2 * r.tokens * r.q
 
 
-def _enter(r: _Rank, what: str, over: str, calls: int) -> Iterator[Entry]:
-    """Into a region: the forward needs all rows; the backward leaves a partial sum over what a rank holds."""
+def _enter(r: _Rank, what: str, over: str, calls: int, kept: bool = False) -> Iterator[Entry]:
+    """Into a region: the forward needs all rows; the backward leaves a partial sum over what a rank holds.
+
+    The weights' gradients need all rows too, which are gathered again unless they were kept.
+    """
     verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.q
     if r.sequence:
         yield "tp", "all_gather", f"{what}, all rows", calls, n_bytes
-        yield "tp", "all_gather", f"{what}, all rows again for the weights' gradients", calls, n_bytes
+        if not kept:
+            yield "tp", "all_gather", f"{what}, all rows again for the weights' gradients", calls, n_bytes
     yield "tp", verb, f"gradient of {what}, sum over {over}", calls, n_bytes
 
 

@@ -108,7 +108,7 @@ def test_sequence_parallel_sends_as_much_and_gathers_two_inputs_again(t, m):
     assert sum(row.sent for row in rows(c, "tp") if "MLP input, all rows again" in row.what) == again / 2
 
 
-@pytest.mark.parametrize("sequence, head", [(False, 2), (True, 3)])
+@pytest.mark.parametrize("sequence, head", [(False, 2), (True, 2)])
 def test_embedding_and_head_are_each_one_side_of_a_region(sequence, head):
     t, m = 4, 3
     found = rows(config(m, tp=t, sequence=sequence), "tp")
