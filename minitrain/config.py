@@ -1,8 +1,8 @@
 """What a run is: frozen records, one for each table of a TOML file and each section of the command line.
 
 A comment after a field is its help text (`fields.py` reads it). `None` means "derived": `resolve.py` puts a
-value in its place, so that the `config.toml` of a run directory is complete. Nothing is checked here: the
-rules are in `validate.py`.
+value in its place, so that the `config.toml` of a run directory is complete. Nothing is checked here: that is
+`validate.py`.
 """
 
 from dataclasses import dataclass, field

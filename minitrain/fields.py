@@ -11,7 +11,7 @@ from minitrain.config import Config
 
 
 class Field(NamedTuple):
-    """One field. `kinds` are the types of its values but for None; `choices` its values if they are listed."""
+    """One field. `kinds` are the types of its values but for None, `choices` the values if listed."""
 
     name: str  # "model.layers", or "precision" at the top level
     kinds: tuple[Any, ...]
@@ -44,6 +44,8 @@ def known_fields() -> dict[str, Field]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most likely meant: one that ends alike (`lr` for `optim.lr`), else the closest one."""
 
+    name = name.lower()
+
     def likeness(candidate: str) -> float:
         forms = (candidate, candidate.rpartition(".")[2])
         return max(difflib.SequenceMatcher(None, name, form).ratio() for form in forms)
@@ -51,6 +53,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     alike = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
     return max(alike or names, key=likeness)
+
+
+def field_value(config: Config, name: str) -> Any:
+    """The value of a field by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _comments(record: type) -> dict[str, str]:

@@ -11,10 +11,11 @@ from minitrain.arguments import Arguments, help_of, parse
 from minitrain.config import Config, ModelConfig
 from minitrain.config_text import to_json, to_toml
 from minitrain.errors import ConfigError, Problem
+from minitrain.fields import field_value
 from minitrain.observe.console import say
 from minitrain.resolve import ranks_wanted, resolve
 from minitrain.settings import Settings, read_settings
-from minitrain.validate import field_value, validate
+from minitrain.validate import validate
 
 
 class Job(NamedTuple):

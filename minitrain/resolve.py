@@ -9,8 +9,9 @@ from typing import Any
 
 from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
 from minitrain.errors import Problem
-from minitrain.validate import LAYOUT_RULES, breaches
+from minitrain.rules import LAYOUT_RULES, is_legal
 
+AXES = {"parallel.dp", "parallel.tp", "parallel.pp"}
 GLOBAL_BATCH = 8  # sequences, if nothing else is asked for and dp x micro_batch divides it
 
 
@@ -26,7 +27,7 @@ class Resolved:
 
 def ranks_wanted(parallel: ParallelConfig) -> int:
     """The number of ranks that the configuration itself names; what it leaves out counts as 1."""
-    return max(1, (parallel.dp or 1) * (parallel.tp or 1) * (parallel.pp or 1))
+    return max(1, _or_one(parallel.dp) * _or_one(parallel.tp) * _or_one(parallel.pp))
 
 
 def resolve(
@@ -52,18 +53,20 @@ def resolve(
     optim, notices = _fill_optim(config.optim, config.train.steps, given)
     config = replace(config, optim=optim)
 
-    parallel = config.parallel
-    open_layout = (parallel.dp, parallel.tp, parallel.pp) == (None, None, None)
-    doubtful = set(doubtful)
-    wrong = doubtful | _not_positive(config)
-    if open_layout and not any(name.startswith("parallel.") for name in doubtful):
+    parallel, doubtful = config.parallel, set(doubtful)
+    layout: tuple[int, int, int] | None = None
+    if doubtful & AXES:
+        doubtful |= AXES
+    elif (parallel.dp, parallel.tp, parallel.pp) == (None, None, None):
+        wrong = doubtful | _not_positive(config)
         layout = choose_layout(config, world_size, wrong)
         if layout is None:
             problems.append(_no_layout(config, world_size, wrong))
-            doubtful |= {"parallel.dp", "parallel.tp", "parallel.pp"}
+            doubtful |= AXES
     else:
-        tp, pp = parallel.tp or 1, parallel.pp or 1
-        layout = (parallel.dp or max(1, world_size // max(1, tp * pp)), tp, pp)
+        tp, pp = _or_one(parallel.tp), _or_one(parallel.pp)
+        dp = max(1, world_size // max(1, tp * pp)) if parallel.dp is None else parallel.dp
+        layout = (dp, tp, pp)
     filled = with_layout(config, *(layout or (1, 1, 1)))
     batch = filled.train.global_batch
     if config.train.global_batch is None and batch != GLOBAL_BATCH and layout:
@@ -72,15 +75,12 @@ def resolve(
 
 
 def fill_model(model: ModelConfig) -> ModelConfig:
-    """The sizes that follow from the others."""
-    if model.arch == "gpt2":
-        ffn = 4 * model.width
-    else:
-        ffn = -(-8 * model.width // (3 * 32)) * 32  # 8/3 width, up to a multiple of 32
+    """The sizes that follow from the others; legal ones even from illegal ones, which are problem enough."""
+    ffn = 4 * model.width if model.arch == "gpt2" else _up(8 * model.width, 3 * 32) // 3
     return replace(
         model,
-        kv_heads=model.heads if model.kv_heads is None else model.kv_heads,
-        ffn=ffn if model.ffn is None else model.ffn,
+        kv_heads=max(1, model.heads) if model.kv_heads is None else model.kv_heads,
+        ffn=max(1, ffn) if model.ffn is None else model.ffn,
         tied=(model.arch == "gpt2") if model.tied is None else model.tied,
     )
 
@@ -98,7 +98,7 @@ def choose_layout(
         (dp, tp, world_size // dp // tp)
         for dp in divisors(world_size)
         for tp in divisors(world_size // dp)
-        if not breaches(LAYOUT_RULES, with_layout(config, dp, tp, world_size // dp // tp), world_size, wrong)
+        if is_legal(LAYOUT_RULES, with_layout(config, dp, tp, world_size // dp // tp), world_size, wrong)
     )
     return max(legal, key=merit, default=None)
 
@@ -106,7 +106,7 @@ def choose_layout(
 def with_layout(config: Config, dp: int, tp: int, pp: int) -> Config:
     """The configuration with this layout, and with the batch and the shard that follow from it."""
     parallel, train = config.parallel, config.train
-    shard = parallel.shard if parallel.shard is not None else (dp if parallel.zero else 1)
+    shard = parallel.shard if parallel.shard is not None else max(1, dp if parallel.zero else 1)
     return replace(
         config,
         parallel=replace(parallel, dp=dp, tp=tp, pp=pp, shard=shard),
@@ -118,9 +118,18 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
+def _or_one(n: int | None) -> int:
+    return 1 if n is None else n
+
+
 def _global_batch(train: TrainConfig, dp: int) -> int:
     unit = max(1, dp * train.micro_batch)
-    return -(-GLOBAL_BATCH // unit) * unit if train.global_batch is None else train.global_batch
+    return _up(GLOBAL_BATCH, unit) if train.global_batch is None else train.global_batch
+
+
+def _up(n: int, unit: int) -> int:
+    """The smallest multiple of `unit` that is not below `n`."""
+    return -(-n // unit) * unit
 
 
 def _fill_optim(optim: OptimConfig, steps: int, given: dict[str, Any]) -> tuple[OptimConfig, list[str]]:
@@ -152,8 +161,12 @@ def _no_layout(config: Config, world_size: int, wrong: Collection[str]) -> Probl
     def legal(n: int) -> bool:
         return choose_layout(config, n, wrong) is not None
 
-    below = next((n for n in range(world_size - 1, 0, -1) if legal(n)), None)
-    above = next((n for n in range(world_size + 1, 4 * world_size + 16) if legal(n)), None)
+    batch, micro = config.train.global_batch, config.train.micro_batch
+    most = 4 * world_size + 16
+    if batch is not None:  # dp divides batch / micro_batch, tp divides heads, pp is no more than layers
+        most = min(most, max(1, batch // max(1, micro)) * config.model.heads * config.model.layers)
+    below = next((n for n in range(min(world_size - 1, most), 0, -1) if legal(n)), None)
+    above = next((n for n in range(world_size + 1, most + 1) if legal(n)), None)
     sizes = " or ".join(str(n) for n in (below, above) if n is not None)
     what = f"no layout of {world_size} ranks is legal for this model and batch"
     remedy = (

@@ -1,0 +1,231 @@
+"""What must hold between the fields of a configuration, every breach with the nearest legal values.
+
+A rule returns None, or what is wrong and what to do. The tables at the end say which fields each rule reads.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
+
+from minitrain.config import Config
+from minitrain.errors import Problem
+from minitrain.fields import field_value
+
+Remedy = str | Callable[[], str]  # the values to advise may have to be searched for
+Breach = tuple[str, Remedy] | None
+
+
+class Rule(NamedTuple):
+    """What must hold between `fields`."""
+
+    fields: tuple[str, ...]
+    breach: Callable[[Config, int], Breach]
+
+    def ask(self, config: Config, world_size: int, wrong: Collection[str]) -> Breach:
+        """None if it holds, or if it cannot be asked because a field is wrong by itself."""
+        return None if any(name in wrong for name in self.fields) else self.breach(config, world_size)
+
+
+def breaches(rules: Iterable[Rule], config: Config, world_size: int, wrong: Collection[str]) -> list[Problem]:
+    """The problems of those rules that concern none of the fields `wrong`."""
+    found = []
+    for rule in rules:
+        breach = rule.ask(config, world_size, wrong)
+        if breach is not None:
+            what, remedy = breach
+            remedy = remedy if isinstance(remedy, str) else remedy()
+            found.append(Problem(what, ", ".join(rule.fields), remedy))
+    return found
+
+
+def is_legal(rules: Iterable[Rule], config: Config, world_size: int, wrong: Collection[str]) -> bool:
+    """Whether there are no `breaches`, without a search for remedies."""
+    return all(rule.ask(config, world_size, wrong) is None for rule in rules)
+
+
+def near(name: str, value: int, legal: Callable[[int], bool]) -> str:
+    """`name = 2 or name = 4`: the nearest legal numbers below and above `value`."""
+    reach = 10_000
+    below = next((n for n in range(value - 1, max(0, value - reach), -1) if legal(n)), None)
+    above = next((n for n in range(value + 1, value + reach) if legal(n)), None)
+    return " or ".join(f"{name} = {n}" for n in (below, above) if n is not None)
+
+
+def _width_over_heads(c: Config, world_size: int) -> Breach:
+    width, heads = c.model.width, c.model.heads
+    if width % heads == 0:
+        return None
+    what = f"width {width} does not divide by {heads} heads"
+    also = f", or width a multiple of {heads}"
+    return what, lambda: near("model.heads", heads, lambda n: width % n == 0) + also
+
+
+def _even_head_width(c: Config, world_size: int) -> Breach:
+    width, heads = c.model.width, c.model.heads
+    if c.model.arch != "llama" or width % heads or width // heads % 2 == 0:
+        return None
+    what = f"rotary embedding turns pairs, but width {width} / {heads} heads = {width // heads} is odd"
+    return what, lambda: near("model.width", width, lambda n: n % (2 * heads) == 0)
+
+
+def _heads_over_kv_heads(c: Config, world_size: int) -> Breach:
+    heads, kv = c.model.heads, c.model.kv_heads
+    if kv is None or heads % kv == 0 or c.model.arch == "gpt2":
+        return None
+    what = f"{heads} heads do not divide by {kv} kv_heads"
+    return what, lambda: near("model.kv_heads", kv, lambda n: heads % n == 0)
+
+
+def _gpt2_kv_heads(c: Config, world_size: int) -> Breach:
+    if c.model.arch != "gpt2" or c.model.kv_heads == c.model.heads:
+        return None
+    what = f"gpt2 has no grouped heads, but kv_heads is {c.model.kv_heads} and heads is {c.model.heads}"
+    return what, f"leave kv_heads out, or set it to {c.model.heads}"
+
+
+def _gpt2_tied(c: Config, world_size: int) -> Breach:
+    if c.model.arch != "gpt2" or c.model.tied:
+        return None
+    return "gpt2's head is its embedding matrix, but tied is false", "leave tied out"
+
+
+def _byte_vocabulary(c: Config, world_size: int) -> Breach:
+    if c.model.vocab >= 256 or c.data.tokenizer != "bytes" or is_token_file(c.data.path):
+        return None
+    return f"the bytes tokenizer has 256 ids, but the vocabulary {c.model.vocab}", "model.vocab = 256 or more"
+
+
+def _ranks(c: Config, world_size: int) -> Breach:
+    dp, tp, pp = _layout(c)
+    if dp * tp * pp == world_size:
+        return None
+    started = "1 rank was started" if world_size == 1 else f"{world_size} ranks were started"
+    what = f"dp {dp} x tp {tp} x pp {pp} = {dp * tp * pp} ranks, but {started}"
+    return what, f"start {dp * tp * pp} (mpirun -n {dp * tp * pp}), or make the product {world_size}"
+
+
+def _heads_over_tp(c: Config, world_size: int) -> Breach:
+    heads, (_, tp, _) = c.model.heads, _layout(c)
+    if heads % tp == 0:
+        return None
+    what = f"{heads} heads do not divide by tp {tp}"
+    return what, lambda: near("parallel.tp", tp, lambda n: heads % n == 0)
+
+
+def _kv_heads_over_tp(c: Config, world_size: int) -> Breach:
+    kv, (_, tp, _) = c.model.kv_heads, _layout(c)
+    if kv in (None, c.model.heads) or kv % tp == 0 or tp % kv == 0:
+        return None
+    what = f"{kv} kv_heads and tp {tp}: neither divides the other"
+    heads = c.model.heads
+    return what, lambda: near("parallel.tp", tp, lambda n: heads % n == 0 and (kv % n == 0 or n % kv == 0))
+
+
+def _at_least(quantity: str, axis: str) -> Callable[[Config, int], Breach]:
+    """Every rank of an axis needs a piece."""
+
+    def breach(c: Config, world_size: int) -> Breach:
+        have, ranks = field_value(c, f"model.{quantity}"), field_value(c, f"parallel.{axis}")
+        if have >= ranks:
+            return None
+        return f"{quantity} {have} is less than {axis} {ranks}", f"parallel.{axis} = {have} or less"
+
+    return breach
+
+
+def _shard_over_dp(c: Config, world_size: int) -> Breach:
+    shard, (dp, _, _) = c.parallel.shard, _layout(c)
+    if shard is None or dp % shard == 0:
+        return None
+    what = f"dp {dp} does not divide by shard {shard}"
+    return what, lambda: near("parallel.shard", shard, lambda n: dp % n == 0)
+
+
+def _shard_needs_zero(c: Config, world_size: int) -> Breach:
+    if c.parallel.zero > 0 or c.parallel.shard in (None, 1):
+        return None
+    what = f"shard is {c.parallel.shard}, but zero 0 shards nothing"
+    return what, "parallel.zero = 1, 2 or 3, or leave shard out"
+
+
+def _sequence_over_tp(c: Config, world_size: int) -> Breach:
+    tokens, (_, tp, _) = c.train.micro_batch * c.model.seq_len, _layout(c)
+    if not c.parallel.sequence or tokens % tp == 0:
+        return None
+    what = f"sequence parallelism splits the {tokens} tokens of a micro-batch, which tp {tp} does not divide"
+    return what, lambda: near("parallel.tp", tp, lambda n: tokens % n == 0)
+
+
+def _global_batch(c: Config, world_size: int) -> Breach:
+    batch, micro, (dp, _, _) = c.train.global_batch, c.train.micro_batch, _layout(c)
+    if batch is None or batch % (dp * micro) == 0:
+        return None
+    what = f"global_batch {batch} does not divide by dp {dp} x micro_batch {micro}"
+    also = f", or train.micro_batch = {batch // dp}" if batch % dp == 0 else ""
+    return what, lambda: near("train.global_batch", batch, lambda n: n % (dp * micro) == 0) + also
+
+
+def _warmup(c: Config, world_size: int) -> Breach:
+    if c.optim.warmup <= c.train.steps:
+        return None
+    what = f"warmup {c.optim.warmup} is longer than {c.train.steps} steps"
+    return what, f"optim.warmup = {c.train.steps} or less"
+
+
+def _decay_is_of_wsd(c: Config, world_size: int) -> Breach:
+    if c.optim.decay is None or c.optim.schedule == "wsd":
+        return None
+    what = f"decay belongs to schedule wsd, but the schedule is {c.optim.schedule}"
+    return what, "leave decay out, or choose wsd"
+
+
+def _decay(c: Config, world_size: int) -> Breach:
+    left = c.train.steps - c.optim.warmup
+    if c.optim.decay is None or c.optim.schedule != "wsd" or c.optim.decay <= left or left < 0:
+        return None
+    what = f"decay {c.optim.decay} and warmup {c.optim.warmup} are longer than {c.train.steps} steps"
+    return what, f"optim.decay = {left} or less"
+
+
+def _min_lr(c: Config, world_size: int) -> Breach:
+    if c.optim.min_lr <= c.optim.lr:
+        return None
+    return f"min_lr {c.optim.min_lr} is above lr {c.optim.lr}", f"optim.min_lr = {c.optim.lr} or less"
+
+
+def is_token_file(path: str | None) -> bool:
+    """Whether this is a file of token ids (llm.c), which has no tokenizer."""
+    return path is not None and path.endswith(".bin")
+
+
+def _layout(c: Config) -> tuple[int, int, int]:
+    dp, tp, pp = c.parallel.dp, c.parallel.tp, c.parallel.pp
+    assert dp is not None and tp is not None and pp is not None, "resolve comes before validate"
+    return dp, tp, pp
+
+
+MODEL_RULES = (
+    Rule(("model.width", "model.heads"), _width_over_heads),
+    Rule(("model.arch", "model.width", "model.heads"), _even_head_width),
+    Rule(("model.arch", "model.heads", "model.kv_heads"), _heads_over_kv_heads),
+    Rule(("model.arch", "model.heads", "model.kv_heads"), _gpt2_kv_heads),
+    Rule(("model.arch", "model.tied"), _gpt2_tied),
+    Rule(("model.vocab", "data.tokenizer", "data.path"), _byte_vocabulary),
+)
+LAYOUT_RULES = (
+    Rule(("parallel.dp", "parallel.tp", "parallel.pp"), _ranks),
+    Rule(("parallel.tp", "model.heads"), _heads_over_tp),
+    Rule(("parallel.tp", "model.heads", "model.kv_heads"), _kv_heads_over_tp),
+    Rule(("parallel.pp", "model.layers"), _at_least("layers", "pp")),
+    Rule(("parallel.tp", "model.vocab"), _at_least("vocab", "tp")),
+    Rule(("parallel.tp", "model.ffn"), _at_least("ffn", "tp")),
+    Rule(("parallel.dp", "parallel.shard"), _shard_over_dp),
+    Rule(("parallel.zero", "parallel.shard"), _shard_needs_zero),
+    Rule(("parallel.sequence", "parallel.tp", "train.micro_batch", "model.seq_len"), _sequence_over_tp),
+    Rule(("train.global_batch", "parallel.dp", "train.micro_batch"), _global_batch),
+)
+TRAIN_RULES = (
+    Rule(("optim.warmup", "train.steps"), _warmup),
+    Rule(("optim.decay", "optim.schedule"), _decay_is_of_wsd),
+    Rule(("optim.decay", "optim.warmup", "train.steps"), _decay),
+    Rule(("optim.min_lr", "optim.lr"), _min_lr),
+)

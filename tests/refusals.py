@@ -1,0 +1,134 @@
+"""Bad configurations and inputs: what is typed, on how many ranks, and what the user must be told."""
+
+from typing import NamedTuple
+
+
+class Refusal(NamedTuple):
+    """`says` are parts of the message, `toml` the text of a file that `--config` names."""
+
+    arguments: str
+    says: tuple[str, ...]
+    ranks: int = 1
+    toml: str | None = None
+    exit_code: int = 2
+
+
+ARGUMENTS = [
+    Refusal("trian", ("unknown command 'trian'", "train, generate, convert", "nearest is train")),
+    Refusal("plan", ("unknown command 'plan'", "train, generate, convert")),
+    Refusal("--model.layer 3", ("unknown option --model.layer;", "--model.layers")),
+    Refusal("--lr 1e-3", ("unknown option --lr;", "--optim.lr")),
+    Refusal("--zero=1", ("unknown option --zero;", "--parallel.zero")),
+    Refusal("--model.lay 3", ("unknown option --model.lay;", "--model.layers")),  # no abbreviation is guessed
+    Refusal("--dry-run now", ("unexpected word 'now'", "a command comes first")),
+    Refusal("--train.steps 3 generate", ("--train.steps takes 1 value, not 2",)),
+    Refusal("--model.heads", ("--model.heads takes 1 value, not 0", "--model.heads N")),
+    Refusal("--optim.betas 0.9 0.95 0.99", ("--optim.betas takes 2 values, not 3", "X Y")),
+    Refusal("--model.layers two", ('model.layers is "two", not a whole number; --model.layers',)),
+    Refusal("--train.steps 1e3", ("train.steps is 1000.0, not a whole number",)),
+    Refusal("--model.tied yes", ('model.tied is "yes", not true or false',)),
+    Refusal("--optim.betas 0.9", ("optim.betas is 0.9, not two numbers",)),
+    Refusal("--optim.lr fast", ('optim.lr is "fast", not a number',)),
+    Refusal("--model.arch lama", ('"lama", not one of llama, gpt2', "nearest is llama")),
+    Refusal("--parallel.zero 4", ("4, not one of 0, 1, 2, 3", "nearest is")),
+    Refusal("--precision fp23", ('"fp23", not one of', "nearest is fp32")),
+    Refusal("--config", ("--config takes 1 file, not 0",)),
+    Refusal("--config nowhere.toml", ("cannot read nowhere.toml: No such file",)),
+    Refusal("--dry-run=yes", ("ignored explicit argument 'yes'",)),
+    Refusal("generate", ("required: DIR, --prompt",)),
+    Refusal("generate x --prompt hi --tokens many", ("invalid int value: 'many'",)),
+    Refusal("generate x --prompt hi --temperature -1", ("--temperature is -1.0",)),
+    Refusal("generate x --prompt hi --tokens -1", ("negative",)),
+    Refusal("generate x --prompt hi", ("generate runs in one process, but 4 were started",), ranks=4),
+    Refusal("convert upside-down a b", ("invalid choice: 'upside-down'", "from-hf")),
+    Refusal("convert from-hf a ./a", ("SRC and DST are the same",)),
+]
+TOML = [
+    Refusal("", ("unknown key steps; run.toml; the nearest known is train.steps",), toml="steps = 3"),
+    Refusal("", ("unknown key train.step;", "train.steps"), toml="[train]\nstep = 3"),
+    Refusal("", ("unknown key modle.layers;", "model.layers"), toml="[modle]\nlayers = 3"),
+    Refusal("", ("model is 3; run.toml; write it as a table, [model]",), toml="model = 3"),
+    Refusal("", ("not TOML", "line 2", "run.toml"), toml="[model]\nlayers 3"),
+    Refusal("", ('model.layers is "3", not a whole number; run.toml',), toml='[model]\nlayers = "3"'),
+    Refusal("", ("parallel.zero is true, not one of 0, 1, 2, 3",), toml="[parallel]\nzero = true"),
+    Refusal("", ("optim.betas is [0.9], not two numbers",), toml="[optim]\nbetas = [0.9]"),
+    Refusal("", ("data.path is 4, not text",), toml="[data]\npath = 4"),
+]
+NUMBERS = [
+    Refusal("--model.layers 0", ("model.layers is 0, not a positive whole number", "1 or more")),
+    Refusal("--train.steps -3", ("train.steps is -3",)),
+    Refusal("--train.micro_batch 0", ("train.micro_batch is 0",)),
+    Refusal("--train.seed -1", ("train.seed is -1",)),
+    Refusal("--parallel.tp 0", ("parallel.tp is 0",)),
+    Refusal("--optim.lr nan", ("optim.lr is nan",)),
+    Refusal("--optim.lr -1e-3", ("optim.lr is -0.001",)),
+    Refusal("--optim.lr=-inf", ("optim.lr is -inf",)),
+    Refusal("--optim.betas 0.9 1", ("optim.betas is (0.9, 1.0), not within 0 <= x < 1",)),
+    Refusal("--optim.eps 0", ("optim.eps is 0.0, not a finite number above 0",)),
+    Refusal("--optim.clip -1", ("optim.clip is -1.0",)),
+    Refusal("--data.holdout 1", ("data.holdout is 1.0", "below 1")),
+    Refusal("--run.temperature -0.5", ("run.temperature is -0.5",)),
+    Refusal("--model.rope_theta inf", ("model.rope_theta is inf",)),
+]
+MODEL = [
+    Refusal(
+        "--model.heads 3", ("width 128 does not divide by 3 heads", "model.heads = 2 or model.heads = 4")
+    ),
+    Refusal("--model.width 20", ("width 20 / 4 heads = 5 is odd", "model.width = 16 or model.width = 24")),
+    Refusal("--model.kv_heads 3", ("4 heads do not divide by 3 kv_heads", "= 2 or model.kv_heads = 4")),
+    Refusal("--model.arch gpt2 --model.kv_heads 2", ("gpt2 has no grouped heads", "kv_heads is 2")),
+    Refusal("--model.arch gpt2 --model.tied false", ("gpt2's head is its embedding matrix",)),
+    Refusal("--model.vocab 255", ("bytes tokenizer has 256 ids, but the vocabulary 255",)),
+]
+LAYOUT = [
+    Refusal("--parallel.tp 2", ("dp 1 x tp 2 x pp 1 = 2 ranks, but 1 rank was started", "mpirun -n 2")),
+    Refusal("--parallel.dp 2", ("dp 2 x tp 1 x pp 1 = 2 ranks, but 4 ranks were started",), ranks=4),
+    Refusal("--parallel.tp 4 --parallel.pp 3", ("dp 1 x tp 4 x pp 3 = 12 ranks, but 8",), ranks=8),
+    Refusal("--parallel.tp 3", ("4 heads do not divide by tp 3", "= 2 or parallel.tp = 4"), ranks=3),
+    Refusal(
+        "--model.heads 12 --model.kv_heads 6 --model.width 96 --parallel.tp 4",
+        ("6 kv_heads and tp 4: neither divides the other", "parallel.tp = 3 or parallel.tp = 6"),
+        ranks=4,
+    ),
+    Refusal("--parallel.pp 4", ("layers 2 is less than pp 4", "parallel.pp = 2 or less"), ranks=4),
+    Refusal("--model.ffn 3 --parallel.tp 4", ("ffn 3 is less than tp 4",), ranks=4),
+    Refusal("--model.vocab 2 --data.path x.bin --parallel.tp 4", ("vocab 2 is less than tp 4",), ranks=4),
+    Refusal(
+        "--parallel.zero 1 --parallel.shard 3 --parallel.dp 4",
+        ("dp 4 does not divide by shard 3", "parallel.shard = 2 or parallel.shard = 4"),
+        ranks=4,
+    ),
+    Refusal("--parallel.shard 2 --parallel.dp 4", ("shard is 2, but zero 0 shards nothing",), ranks=4),
+    Refusal(
+        "--parallel.sequence true --model.seq_len 5 --train.micro_batch 1 --parallel.tp 4",
+        ("5 tokens of a micro-batch", "tp 4 does not divide"),
+        ranks=4,
+    ),
+    Refusal(
+        "--parallel.dp 4 --train.global_batch 24",
+        ("global_batch 24 does not divide by dp 4 x micro_batch 4", "= 16 or train.global_batch = 32"),
+        ranks=4,
+    ),
+    Refusal("--train.global_batch 8", ("no layout of 6 ranks is legal", "start 4 or 8 ranks"), ranks=6),
+    Refusal("--collectives threads", ("threads are the ranks of one process, but 4 processes",), ranks=4),
+]
+TRAINING = [
+    Refusal("--train.steps 10 --optim.warmup 11", ("warmup 11 is longer than 10 steps", "optim.warmup = 10")),
+    Refusal("--optim.decay 10", ("decay belongs to schedule wsd, but the schedule is linear",)),
+    Refusal(
+        "--train.steps 50 --optim.schedule wsd --optim.decay 40",
+        ("decay 40 and warmup 20", "optim.decay = 30"),
+    ),
+    Refusal("--optim.lr 1e-3 --optim.min_lr 1e-2", ("min_lr 0.01 is above lr 0.001",)),
+]
+SURROUNDINGS = [
+    Refusal("--run.dir full", ("full holds a run already", "choose another run.dir")),
+    Refusal("--run.dir file/below", ("is a file, not a directory",)),
+    Refusal("--data.path=", ("data.path is empty",)),
+    Refusal("--run.export_hf d --run.dir d", ("would lie in d",)),
+    Refusal("--run.export_hf full", ("not empty", "full"), exit_code=4),
+    Refusal("--run.init_from nowhere", ("nowhere",), exit_code=4),
+    Refusal("--dry-run --data.path nowhere.txt", ("data.path is not there; nowhere.txt",), exit_code=3),
+    Refusal("--dry-run --data.path short.txt", ("short.txt", "seq_len"), exit_code=3),
+]
+ALL = ARGUMENTS + TOML + NUMBERS + MODEL + LAYOUT + TRAINING + SURROUNDINGS
