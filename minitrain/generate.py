@@ -40,7 +40,7 @@ def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float
 def continue_tokens(
     stage: Stage, grid: Grid, prompt: Array, n_tokens: int, temperature: float, seed: int
 ) -> Array:
-    """`prompt` and `n_tokens` more ids. Every pp and tp rank of a replica calls it and gets the same."""
+    """`prompt` and `n_tokens` more ids. Every rank of a replica calls it and gets the same."""
     window = stage.model.seq_len  # the model knows no positions beyond
     ids = np.concatenate([prompt, np.zeros(n_tokens, prompt.dtype)])
     for place in range(prompt.size, ids.size):

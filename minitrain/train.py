@@ -76,7 +76,7 @@ def train(config: Config, world: Comm, recorder: AnyRecorder) -> None:
     if config.run.export_hf:
         tokenizer = "bytes" if run.tokens.tokenizer else None
         export_weights(config, run.trainer.stage, grid, world, tokenizer)
-    if config.run.sample_tokens and grid.dp.rank == 0:  # one replica writes; the others are done
+    if config.run.sample_tokens and grid.replica.rank == 0:  # one replica writes, all its shards together
         recorder.sample(_sample(config, run))
     recorder.end()
 
