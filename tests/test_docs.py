@@ -1,4 +1,4 @@
-"""The documentation is true: what it shows is run, what it quotes and names is there, its links lead somewhere.
+"""The documentation is true: what it shows runs, what it quotes and names is there, its links lead somewhere.
 
 What becomes of a block is said by the first line of its fence:
 
@@ -22,6 +22,10 @@ from typing import NamedTuple
 
 import pytest
 from launch import REPOSITORY, run
+
+from minitrain.config import Config
+from minitrain.observe.banner import banner
+from minitrain.resolve import resolve
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SEVERAL = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -137,6 +141,13 @@ def source_words() -> set[str]:
     return set(
         re.findall(r"\w+", "\n".join(file.read_text() for file in [*files, REPOSITORY / "pyproject.toml"]))
     )
+
+
+def test_the_demo_in_the_readme_is_the_present_one() -> None:
+    shown = (REPOSITORY / "README.md").read_text().splitlines()
+    for line in banner(resolve(Config(), {}, world_size=8).config, []).splitlines():
+        name = line.split()[0] if line.strip() else ""
+        assert name == "run" or line in shown, f"run scripts/demo and renew its output in README.md: {line}"
 
 
 @pytest.mark.parametrize(
