@@ -1,8 +1,6 @@
 """How a run ends that cannot go on: one line for the user, one exit code, and no rank left waiting."""
 
-import os
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -23,8 +21,6 @@ def fail(error: BaseException, world: World, debug: bool) -> int:
         if world.rank == 0:
             complain(error, debug)
         world.barrier()  # the launcher ends all once one has ended: not before the line is out
-        if threading.active_count() > 1:  # ranks on threads that may wait for ever
-            os._exit(code)
         return code
     time.sleep(min(DELAY * world.rank, LONGEST_DELAY))
     complain(error, debug, rank=world.rank)

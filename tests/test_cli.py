@@ -205,6 +205,22 @@ def test_interrupt_has_no_traceback(
 # As processes, alone and under mpirun
 
 
+def test_ctrl_c_ends_ranks_on_threads(tmp_path: Path) -> None:
+    code = """
+        import signal, subprocess, sys
+        arguments = "--collectives threads --parallel.tp 2 --run.dir d --train.steps 100000"
+        command = [sys.executable, "-m", "minitrain", *arguments.split()]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while "loss" not in child.stdout.readline():
+            pass
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate()
+        print(repr((child.returncode, err)))
+    """
+    done = run_python(textwrap.dedent(code), cwd=tmp_path, timeout=SOON)
+    assert done.stdout.splitlines()[-1] == repr((130, "minitrain: interrupted\n")), done.stdout
+
+
 def test_a_process_exits_with_the_code(tmp_path: Path) -> None:
     done = run_minitrain("--model.layers", "0", cwd=tmp_path, timeout=SOON)
     assert done.returncode == 2

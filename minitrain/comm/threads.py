@@ -45,8 +45,12 @@ def run_threads(
     threads = [threading.Thread(target=body, args=(rank,), name=f"rank {rank}") for rank in range(n)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:  # Ctrl-C reaches the main thread only: the ranks end at their next meeting
+        hub.fail()
+        raise
     if errors:
         raise next((e for e in errors if not isinstance(e, PeerLostError)), errors[0])
     return results  # type: ignore[return-value]

@@ -58,6 +58,7 @@ class Bar:
     def __init__(self, steps: int) -> None:
         from tqdm import tqdm
 
+        tqdm.monitor_interval = 0  # no thread of its own
         self._bar: Any = tqdm(total=steps, unit="step", dynamic_ncols=True)
 
     def step(self, line: str) -> None:
