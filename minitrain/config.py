@@ -43,11 +43,11 @@ class ParallelConfig:
 class TrainConfig:
     """The loop."""
 
-    steps: int = 1000  # optimizer steps
-    global_batch: int | None = None  # sequences in a step (default: 8, rounded up to dp x micro_batch)
+    steps: int = 1500  # optimizer steps
+    global_batch: int | None = None  # sequences in a step (default: 16, rounded up to dp x micro_batch)
     micro_batch: int = 4  # sequences of one model replica in one micro-step
     seed: int = 0  # of initial weights, data order and sampling
-    eval_every: int = 250  # steps between validations (0: only at the end)
+    eval_every: int = 500  # steps between validations (0: only at the end)
     eval_sequences: int = 1024  # held-out sequences of one validation (0: all of them)
 
 
@@ -62,7 +62,7 @@ class OptimConfig:
     weight_decay: float = 0.1  # decoupled, in units of lr, on matrices only
     clip: float = 1.0  # global gradient norm to clip to (0: off)
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "linear"  # learning rate after warm-up
-    warmup: int = 20  # steps of linear warm-up
+    warmup: int = 50  # steps of linear warm-up
     decay: int | None = None  # steps of the final linear decay of wsd (default: a fifth of steps)
     min_lr: float = 0.0  # learning rate at the last step (absolute)
 

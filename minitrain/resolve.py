@@ -12,7 +12,7 @@ from minitrain.errors import Problem
 from minitrain.rules import LAYOUT_RULES, is_legal
 
 AXES = {"parallel.dp", "parallel.tp", "parallel.pp"}
-GLOBAL_BATCH = 8  # sequences, if nothing else is asked for and dp x micro_batch divides it
+GLOBAL_BATCH = 16  # sequences, if nothing else is asked for and dp x micro_batch divides it
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,15 @@ def test_what_is_given_of_a_layout_stays_and_dp_takes_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    "ranks, micro_batch, batch", [(1, 4, 8), (3, 4, 12), (5, 4, 20), (2, 3, 12), (7, 1, 14), (1, 9, 9)]
+    "ranks, micro_batch, batch", [(1, 4, 16), (3, 4, 24), (5, 4, 20), (2, 3, 18), (7, 1, 21), (1, 17, 17)]
 )
-def test_global_batch_is_the_smallest_multiple_from_eight_up(
+def test_global_batch_is_the_smallest_multiple_from_16_up(
     ranks: int, micro_batch: int, batch: int
 ) -> None:
     config = Config(train=TrainConfig(micro_batch=micro_batch), parallel=ParallelConfig(dp=ranks))
     resolved = resolve(config, {}, ranks)
     assert resolved.config.train.global_batch == batch
-    assert any("global_batch" in notice for notice in resolved.notices) == (batch != 8)
+    assert any("global_batch" in notice for notice in resolved.notices) == (batch != 16)
 
 
 def test_shard_is_all_of_dp_under_zero_only() -> None:
@@ -81,10 +81,10 @@ def test_schedule_lengths_that_follow() -> None:
         return resolve(config, {f"optim.{name}": value for name, value in given.items()}, 1)
 
     assert optim(5, {}).config.optim.warmup == 5 and optim(5, {}).notices
-    assert optim(500, {}).config.optim.warmup == 20 and not optim(500, {}).notices
+    assert optim(500, {}).config.optim.warmup == 50 and not optim(500, {}).notices
     assert optim(5, {"warmup": 20}).config.optim.warmup == 20, "said, and to be refused"
     assert optim(500, {}, schedule="wsd").config.optim.decay == 100
-    assert optim(24, {}, schedule="wsd").config.optim.decay == 4, "what the warm-up leaves"
+    assert optim(54, {}, schedule="wsd").config.optim.decay == 4, "what the warm-up leaves"
     assert optim(500, {}).config.optim.decay is None
 
 

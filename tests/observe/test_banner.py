@@ -27,7 +27,7 @@ def test_the_default_run_on_eight_ranks() -> None:
     shown = text(8, notices=("look at this",))
     model = "llama, 2 layers x 128, 4 heads, ffn 352, vocab 256: 467,584 parameters in fp32"
     layout = "8 ranks = dp 2 x pp 2 x tp 2, 1f1b"
-    batch = "8 sequences of 64 = 512 tokens a step"
+    batch = "16 sequences of 64 = 1,024 tokens a step"
     for part in (model, layout, batch, "King James Bible", "adamw, lr 0.005", "note       look at this"):
         assert part in shown
     assert [len(row) for row in rows(shown)] == [9] * 8
