@@ -49,9 +49,7 @@ def test_what_is_given_of_a_layout_stays_and_dp_takes_the_rest() -> None:
 @pytest.mark.parametrize(
     "ranks, micro_batch, batch", [(1, 4, 16), (3, 4, 24), (5, 4, 20), (2, 3, 18), (7, 1, 21), (1, 17, 17)]
 )
-def test_global_batch_is_the_smallest_multiple_from_16_up(
-    ranks: int, micro_batch: int, batch: int
-) -> None:
+def test_global_batch_is_the_smallest_multiple_from_16_up(ranks: int, micro_batch: int, batch: int) -> None:
     config = Config(train=TrainConfig(micro_batch=micro_batch), parallel=ParallelConfig(dp=ranks))
     resolved = resolve(config, {}, ranks)
     assert resolved.config.train.global_batch == batch
