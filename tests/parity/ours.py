@@ -67,7 +67,7 @@ def train(directory: Path, name: str, precision: str, recipe: Recipe, layout: di
         "run.init_from": directory / "weights", "run.dir": directory / "run", "run.export_hf": "true",
         "data.path": directory / "tokens.bin", "data.shuffle": "false", "data.holdout": recipe.holdout,
         "model.seq_len": recipe.seq_len, "train.steps": recipe.steps, "train.micro_batch": 2,
-        "train.global_batch": recipe.global_batch, "run.sample_tokens": 0,
+        "train.global_batch": recipe.global_batch, "run.sample_tokens": 4,
         "precision": precision, "collectives": "threads", "parallel.dp": 1,
         "optim.name": "adamw", "optim.lr": recipe.lr, "optim.eps": recipe.eps, "optim.clip": recipe.clip,
         "optim.weight_decay": recipe.weight_decay, "optim.schedule": "cosine", "optim.warmup": recipe.warmup,
