@@ -116,8 +116,8 @@ TRAINING = [
     Refusal("--train.steps 10 --optim.warmup 11", ("warmup 11 is longer than 10 steps", "optim.warmup = 10")),
     Refusal("--optim.decay 10", ("decay belongs to schedule wsd, but the schedule is linear",)),
     Refusal(
-        "--train.steps 80 --optim.schedule wsd --optim.decay 40",
-        ("decay 40 and warmup 50", "optim.decay = 30"),
+        "--train.steps 50 --optim.warmup 20 --optim.schedule wsd --optim.decay 40",
+        ("decay 40 and warmup 20", "optim.decay = 30"),
     ),
     Refusal("--optim.lr 1e-3 --optim.min_lr 1e-2", ("min_lr 0.01 is above lr 0.001",)),
 ]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
-from minitrain.resolve import Resolved, fill_model, resolve
+from minitrain.fields import known_fields
+from minitrain.resolve import GLOBAL_BATCH, Resolved, fill_model, resolve
 from minitrain.validate import validate
 
 
@@ -46,14 +47,18 @@ def test_what_is_given_of_a_layout_stays_and_dp_takes_the_rest() -> None:
     assert layout(resolve(Config(parallel=ParallelConfig(dp=2)), {}, 8).config) == (2, 1, 1)  # to be refused
 
 
-@pytest.mark.parametrize(
-    "ranks, micro_batch, batch", [(1, 4, 16), (3, 4, 24), (5, 4, 20), (2, 3, 18), (7, 1, 21), (1, 17, 17)]
-)
-def test_global_batch_is_the_smallest_multiple_from_16_up(ranks: int, micro_batch: int, batch: int) -> None:
+@pytest.mark.parametrize("ranks, micro_batch", [(1, 4), (2, 4), (3, 4), (5, 4), (2, 3), (7, 1), (1, 33)])
+def test_global_batch_is_the_smallest_multiple_from_the_default_up(ranks: int, micro_batch: int) -> None:
     config = Config(train=TrainConfig(micro_batch=micro_batch), parallel=ParallelConfig(dp=ranks))
     resolved = resolve(config, {}, ranks)
+    multiples = range(ranks * micro_batch, 1000, ranks * micro_batch)
+    batch = next(n for n in multiples if n >= GLOBAL_BATCH)
     assert resolved.config.train.global_batch == batch
-    assert any("global_batch" in notice for notice in resolved.notices) == (batch != 16)
+    assert any("global_batch" in notice for notice in resolved.notices) == (batch != GLOBAL_BATCH)
+
+
+def test_the_help_names_the_default_batch() -> None:
+    assert f"default: {GLOBAL_BATCH}," in known_fields()["train.global_batch"].help
 
 
 def test_shard_is_all_of_dp_under_zero_only() -> None:
@@ -78,11 +83,12 @@ def test_schedule_lengths_that_follow() -> None:
         config = Config(train=TrainConfig(steps=steps), optim=OptimConfig(**said, **given))  # type: ignore[arg-type]
         return resolve(config, {f"optim.{name}": value for name, value in given.items()}, 1)
 
+    warmup = OptimConfig().warmup
     assert optim(5, {}).config.optim.warmup == 5 and optim(5, {}).notices
-    assert optim(500, {}).config.optim.warmup == 50 and not optim(500, {}).notices
+    assert optim(500, {}).config.optim.warmup == warmup and not optim(500, {}).notices
     assert optim(5, {"warmup": 20}).config.optim.warmup == 20, "said, and to be refused"
     assert optim(500, {}, schedule="wsd").config.optim.decay == 100
-    assert optim(54, {}, schedule="wsd").config.optim.decay == 4, "what the warm-up leaves"
+    assert optim(24, {"warmup": 21}, schedule="wsd").config.optim.decay == 3, "what the warm-up leaves"
     assert optim(500, {}).config.optim.decay is None
 
 

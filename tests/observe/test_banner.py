@@ -7,7 +7,7 @@ import pytest
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
-from minitrain.config import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig
+from minitrain.config import Config, DataConfig, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
 from minitrain.model.spec import block_specs, model_specs
 from minitrain.observe.banner import banner, place_of
 from minitrain.resolve import resolve
@@ -23,12 +23,12 @@ def rows(banner: str) -> list[list[str]]:
     return [line.split() for line in lines[start + 1 :] if line]
 
 
-def test_the_default_run_on_eight_ranks() -> None:
-    shown = text(8, notices=("look at this",))
+def test_a_run_on_eight_ranks() -> None:
+    shown = text(8, notices=("look at this",), train=TrainConfig(global_batch=8), optim=OptimConfig(lr=0.5))
     model = "llama, 2 layers x 128, 4 heads, ffn 352, vocab 256: 467,584 parameters in fp32"
     layout = "8 ranks = dp 2 x pp 2 x tp 2, 1f1b"
-    batch = "16 sequences of 64 = 1,024 tokens a step"
-    for part in (model, layout, batch, "King James Bible", "adamw, lr 0.005", "note       look at this"):
+    batch = "8 sequences of 64 = 512 tokens a step"
+    for part in (model, layout, batch, "King James Bible", "adamw, lr 0.5", "note       look at this"):
         assert part in shown
     assert [len(row) for row in rows(shown)] == [9] * 8
     assert max(map(len, shown.splitlines())) <= 100 and shown.isascii()

@@ -33,7 +33,7 @@ METRICS = StepMetrics(
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     run = RunConfig(dir=str(tmp_path / "run"), progress="plain")
-    return resolve(Config(run=run, train=TrainConfig(steps=3)), {}, 1).config
+    return resolve(Config(run=run, train=TrainConfig(steps=3, global_batch=8)), {}, 1).config
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_numbers_keep_all_their_bits(recorder: Recorder) -> None:
     recorder.step(METRICS)
     (line,) = lines_of(recorder.directory)
     assert line["loss"] == math.pi and line["grad_norm"] == 1 / 3
-    assert line["tokens_per_second"] == 16 * 64 / 0.25
+    assert line["tokens_per_second"] == 8 * 64 / 0.25
     assert line["mfu"] is None
 
 
@@ -107,7 +107,7 @@ def test_what_is_printed(recorder: Recorder, capsys: pytest.CaptureFixture[str])
     recorder.end()
     out, err = capsys.readouterr()
     assert err == ""
-    assert "1/3  loss  3.1416  norm    0.333  lr 1.00e-03      4,096 tok/s\n" in out
+    assert "1/3  loss  3.1416  norm    0.333  lr 1.00e-03      2,048 tok/s\n" in out
     assert "held-out loss 1.2346 nats per token\n" in out
     assert "  In the\n  beginning \ufffd[31m\n" in out, "a sample cannot command the terminal"
     assert str(recorder.directory) in out.splitlines()[-1]
