@@ -1,5 +1,6 @@
 """Text is the same whatever the layout, and distributed as the softmax says."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 from layouts import GPT2, LIMIT, LLAMA, random_weights, tiny
 
 from minitrain.arrays.types import Array
+from minitrain.checkpoint.huggingface import HFWriter, commit_hf, create_hf, partial_directory
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
 from minitrain.config import ModelConfig
-from minitrain.generate import continue_tokens
+from minitrain.errors import CheckpointError
+from minitrain.generate import continue_tokens, generate_text
+from minitrain.model.spec import model_specs
 from minitrain.parallel.stage import Stage
 
 MODELS = {"llama": LLAMA, "gpt2": GPT2}
@@ -71,3 +75,28 @@ def test_the_next_token_follows_the_softmax() -> None:
     p /= p.sum()
     assert np.all(np.abs(frequency - p) <= 4 * np.sqrt(p * (1 - p) / 2000) + 1e-3)
     assert np.abs(frequency - p[::-1]).max() > 0.05  # another distribution would be seen
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A Hugging Face directory of LLAMA with random weights; it has 37 ids and no tokenizer."""
+    directory = tmp_path / "hf"
+    partial = partial_directory(directory)
+    create_hf(partial, LLAMA, np.dtype(np.float32), None)
+    writer = HFWriter(partial, LLAMA)
+    for spec in model_specs(LLAMA):
+        box = tuple(slice(0, n) for n in spec.shape)
+        writer.write(spec, box, random_weights(spec, box))
+    writer.flush()
+    commit_hf(partial, directory)
+    return directory
+
+
+def test_generate_continues_a_prompt_of_ids(weights: Path) -> None:
+    assert generate_text(str(weights), "5 1 30", 12, 0.0, 0) == " ".join(map(str, text(LLAMA, 0.0).tolist()))
+
+
+@pytest.mark.parametrize("prompt", ["In the beginning", "5 37", "-1", " "])
+def test_generate_refuses_a_prompt_that_the_model_does_not_know(weights: Path, prompt: str) -> None:
+    with pytest.raises(CheckpointError, match="ids"):
+        generate_text(str(weights), prompt, 3, 0.0, 0)
