@@ -14,6 +14,7 @@ from problem import LEARNING_RATE, OPTIM, PROBLEMS, batches, weights
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minitrain.arrays.heap import keep_freed_memory
 from minitrain.config import ModelConfig
 
 
@@ -86,6 +87,7 @@ def rotate(x_BTHK: Tensor, rotation_TC: Tensor) -> Tensor:
 
 def make_step(name: str) -> Callable[[int], float]:
     """A function of the step's number, from 1, that trains and returns the loss."""
+    keep_freed_memory()  # PyTorch by itself does not; a few percent of its step
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     model = PROBLEMS[name].model
     llama = Llama(model)
