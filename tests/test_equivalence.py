@@ -39,6 +39,13 @@ def test_layout_equals_one_process(layout: dict[str, Any]) -> None:
     check(layout)
 
 
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_rank_that_holds_nothing_but_padding(zero: int) -> None:
+    """Every unit has 14, 26 or 2 elements: 8 shards of 2, 4 or 1, and of the last nothing is left."""
+    model = replace(LLAMA_TIED, layers=1, width=2, heads=1, ffn=1, vocab=7, seq_len=7)
+    assert_same(run_layout(tiny(model, dp=8, zero=zero)), run_layout(tiny(model)))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("layout", ALL, ids=label)
 def test_every_layout_equals_one_process(layout: dict[str, Any]) -> None:

@@ -145,8 +145,8 @@ class Unit:
         grid.shard.reduce_scatter(full, part)
 
     def sum_of_squares(self) -> float:
-        """Of the gradient elements that this rank counts."""
-        return sum(float(np.dot(self.grad_shard[run], self.grad_shard[run])) for run in self.counted)
+        """Of the gradient elements that this rank counts: none at all where its part is padding."""
+        return sum((float(np.dot(self.grad_shard[run], self.grad_shard[run])) for run in self.counted), 0.0)
 
     def distinct(self) -> Iterator[tuple[ParamSpec, tuple[slice, ...], Array]]:
         """(parameter, box, values) of what this rank holds and speaks for; every shard rank of a replica
