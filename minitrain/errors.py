@@ -59,7 +59,7 @@ class CheckpointError(MinitrainError):
 
 
 class NumericsError(MinitrainError):
-    """Loss or gradient norm is not finite. Raised on every rank at once, before the update."""
+    """A loss, the gradient norm or a logit is not finite. In a step all ranks raise it, before the update."""
 
     exit_code = 5
 

@@ -17,7 +17,7 @@ from minitrain.comm.single import SingleComm
 from minitrain.config import Config, ParallelConfig, RunConfig
 from minitrain.data.philox import uniform
 from minitrain.data.tokenizer import Tokenizer
-from minitrain.errors import CheckpointError
+from minitrain.errors import CheckpointError, NumericsError
 from minitrain.parallel.stage import Stage
 
 
@@ -37,10 +37,14 @@ def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float
     return tokenizer.decode(continue_tokens(stage, grid, ids, n_tokens, temperature, seed))
 
 
+@np.errstate(all="ignore")  # what is not finite is reported once, by _draw
 def continue_tokens(
     stage: Stage, grid: Grid, prompt: Array, n_tokens: int, temperature: float, seed: int
 ) -> Array:
-    """`prompt` and `n_tokens` more ids. Every rank of a replica calls it and gets the same."""
+    """`prompt` and `n_tokens` more ids. Every rank of a replica calls it and gets the same.
+
+    Raises NumericsError if logits are not finite.
+    """
     window = stage.model.seq_len  # the model knows no positions beyond
     ids = np.concatenate([prompt, np.zeros(n_tokens, prompt.dtype)])
     for place in range(prompt.size, ids.size):
@@ -96,4 +100,8 @@ def _draw(
         chosen[0] = first_id + score_V.argmax() if score_V.max() == best[0] else -1
         grid.tp.all_reduce(chosen, "max")
     grid.pp.broadcast(chosen, grid.pp.size - 1)
+    if chosen[0] < 0:  # NaN is not equal to itself
+        raise NumericsError(
+            "no logit is a number", f"token {place} of the text", "give weights that are finite"
+        )
     return int(chosen[0])

@@ -70,7 +70,7 @@ def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResu
     for comm in (grid.pp, grid.dp):
         comm.all_reduce(loss)  # of the last stages, over all sequences
     norm = math.sqrt(squares[0])  # one number, the same on every rank: all take the same branch
-    require_finite(float(loss[0]), norm, step)
+    require_finite({"loss": float(loss[0]), "gradient norm": norm}, step)
 
     for unit in stage.units:
         unit.update(trainer.optimizer, lr, optim.weight_decay, clip_scale(norm, optim.clip), step)
@@ -140,11 +140,9 @@ def evaluate(stage: Stage, grid: Grid, micro_batches: Iterable[tuple[Array, Arra
     return float(loss[0])
 
 
-def require_finite(loss: float, norm: float, step: int) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        problem = Problem(
-            f"loss {loss} and gradient norm {norm} are not finite",
-            f"step {step}",
-            "lower optim.lr or change the data",
-        )
-        raise NumericsError.everywhere([problem], NumericsError.exit_code)
+def require_finite(numbers: dict[str, float], step: int) -> None:
+    """Raises NumericsError for the first that is not. Every rank calls it with the same numbers."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            problem = Problem(f"the {name} is {number}", f"step {step}", "lower optim.lr or change the data")
+            raise NumericsError.everywhere([problem], NumericsError.exit_code)

@@ -21,7 +21,7 @@ from minitrain.optim import make_optimizer
 from minitrain.optim.schedule import learning_rate
 from minitrain.parallel.schedule import SCHEDULES
 from minitrain.parallel.stage import Stage
-from minitrain.step import Batch, Trainer, evaluate, train_step
+from minitrain.step import Batch, Trainer, evaluate, require_finite, train_step
 
 
 class Run(NamedTuple):
@@ -106,6 +106,7 @@ def _train_all_steps(config: Config, run: Run, sent: ByteCounter, recorder: AnyR
         recorder.step(metrics)
         if run.heldout and (step == steps or (every and step % every == 0)):
             loss = evaluate(trainer.stage, trainer.grid, run.heldout, run.heldout.n_tokens)
+            require_finite({"held-out loss": loss}, step)
             recorder.evaluation(step, loss)
 
 

@@ -13,22 +13,25 @@ from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
 from minitrain.config import ModelConfig
-from minitrain.errors import CheckpointError
+from minitrain.errors import CheckpointError, NumericsError
 from minitrain.generate import continue_tokens, generate_text
 from minitrain.model.spec import model_specs
 from minitrain.parallel.stage import Stage
+from minitrain.parallel.unit import Fill
 
 MODELS = {"llama": LLAMA, "gpt2": GPT2}
 PROMPT = np.array([5, 1, 30])
 
 
-def text(model: ModelConfig, temperature: float = 0.7, seed: int = 0, **parallel: Any) -> Array:
+def text(
+    model: ModelConfig, temperature: float = 0.7, seed: int = 0, fill: Fill = random_weights, **parallel: Any
+) -> Array:
     """Longer than the model's 8 positions, so that its window slides."""
     config = tiny(model, **parallel)
 
     def rank_main(world: Comm) -> Array:
         grid = make_grid(world, config)
-        stage = Stage(config, grid, random_weights)
+        stage = Stage(config, grid, fill)
         return continue_tokens(stage, grid, PROMPT, 12, temperature, seed)
 
     p = config.parallel
@@ -51,6 +54,12 @@ def test_every_layout_writes_the_same_text(name: str, temperature: float) -> Non
         dict(dp=2, tp=2, pp=2, zero=3, sequence=True),
     ):
         assert np.array_equal(text(model, temperature, **parallel), serial), parallel
+
+
+@pytest.mark.parametrize("parallel", [{}, dict(tp=2, pp=2)], ids=["serial", "tp2pp2"])
+def test_logits_that_are_no_numbers_are_refused(parallel: dict[str, int]) -> None:
+    with pytest.raises(NumericsError, match="no logit is a number; token 3 of the text"):
+        text(LLAMA, fill=lambda spec, box: random_weights(spec, box) * np.nan, **parallel)
 
 
 def test_another_seed_another_text() -> None:
