@@ -88,20 +88,19 @@ def _last_logits(stage: Stage, grid: Grid, context: Array) -> tuple[Array, int]:
 def _draw(
     stage: Stage, grid: Grid, logits_V: Array, first_id: int, temperature: float, seed: int, place: int
 ) -> int:
-    chosen = np.zeros(1, np.int64)
+    vocab, chosen = stage.model.vocab, np.zeros(1, np.int64)
     if stage.is_last:
         score_V = logits_V.astype(np.float64)
         if temperature > 0:
-            vocab = stage.model.vocab
             noise_V = uniform(seed, "sample", place * vocab + first_id, logits_V.size)
             score_V = score_V / temperature - np.log(-np.log(noise_V))
         best = np.array([score_V.max()])
         grid.tp.all_reduce(best, "max")
-        chosen[0] = first_id + score_V.argmax() if score_V.max() == best[0] else -1
-        grid.tp.all_reduce(chosen, "max")
+        chosen[0] = vocab - first_id - score_V.argmax() if score_V.max() == best[0] else 0
+        grid.tp.all_reduce(chosen, "max")  # counted from the end: of equals the first is taken, as by argmax
     grid.pp.broadcast(chosen, grid.pp.size - 1)
-    if chosen[0] < 0:  # NaN is not equal to itself
+    if chosen[0] == 0:  # NaN is not equal to itself
         raise NumericsError(
             "no logit is a number", f"token {place} of the text", "give weights that are finite"
         )
-    return int(chosen[0])
+    return vocab - int(chosen[0])

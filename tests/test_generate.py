@@ -15,7 +15,7 @@ from minitrain.comm.threads import run_threads
 from minitrain.config import ModelConfig
 from minitrain.errors import CheckpointError, NumericsError
 from minitrain.generate import continue_tokens, generate_text
-from minitrain.model.spec import model_specs
+from minitrain.model.spec import ParamSpec, model_specs
 from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Fill
 
@@ -54,6 +54,16 @@ def test_every_layout_writes_the_same_text(name: str, temperature: float) -> Non
         dict(dp=2, tp=2, pp=2, zero=3, sequence=True),
     ):
         assert np.array_equal(text(model, temperature, **parallel), serial), parallel
+
+
+def test_of_equal_logits_every_layout_takes_the_first() -> None:
+    """A head of zeros makes all logits 0."""
+
+    def fill(spec: ParamSpec, box: tuple[slice, ...]) -> Array:
+        return random_weights(spec, box) * (spec.name != "head")
+
+    for parallel in ({}, dict(tp=4)):
+        assert not text(LLAMA, 0.0, fill=fill, **parallel)[3:].any()
 
 
 @pytest.mark.parametrize("parallel", [{}, dict(tp=2, pp=2)], ids=["serial", "tp2pp2"])
