@@ -1,7 +1,9 @@
 """One training step, with every collective on this screen or named here; and one validation.
 
 tp         inside `stage.forward`, `.loss`, `.backward` (model/tensor.py, model/head.py)
-shard      inside `unit.params()` and `unit.grads()` under ZeRO 2 and 3 (parallel/unit.py), else below
+kv, tp     inside `unit.reduce_scatter`: gradients of copies of kv heads; under sequence parallelism, of what
+           every tp rank holds whole (parallel/unit.py)
+shard      inside `unit.params()` under ZeRO 3 and `unit.grads()` under ZeRO 2 and 3, else below
 pp, replica, tied, and the sums for loss and norm: below
 """
 
