@@ -10,7 +10,7 @@ the owner of 1/shard of every vector. *How long* do full vectors live:
     2       always               during one backward    own part
     3       during one use       during one backward    own part
 
-`params()` and `grads()` are the only code that knows the stage.
+`params()` and `grads()` hide the stage from all that computes; `param` and `grad` are None where not kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -76,9 +76,8 @@ class Unit:
         self.counted = within(merge(here), own)  # of the own shard, what this rank adds to the global norm
         decaying = within(merge([run for spec, run in runs if spec.decays]), own)
         resting = within(merge([run for spec, run in runs if not spec.decays]), own)
-        self.groups = [(run, True) for run in decaying] + [
-            (run, False) for run in resting
-        ]  # of the own shard: (where, decays)
+        # Of the own shard: (where, decays).
+        self.groups = [(run, True) for run in decaying] + [(run, False) for run in resting]
         self._allocate(n, own, fill)
 
     def _first_of_its_copies(self, kind: int) -> bool:
@@ -93,16 +92,17 @@ class Unit:
         full = np.zeros(n, precision.param)
         for view, spec, box in zip(self.layout.views(full).values(), self.specs, self.boxes, strict=True):
             view[...] = fill(spec, box)
-        self.param = full if zero < 3 else None
-        self.param_shard = full if zero < 3 and not sharded else full[own] if zero < 3 else full[own].copy()
-        self.grad = np.zeros(n, precision.grad) if zero < 2 else None
-        if self.grad is None:
-            self.grad_shard = np.zeros(own.stop - own.start, precision.grad)
+        if zero < 3:
+            self.param: Array | None = full
+            self.param_shard = full[own] if sharded else full
         else:
+            self.param, self.param_shard = None, full[own].copy()
+        if zero < 2:
+            self.grad: Array | None = np.zeros(n, precision.grad)
             self.grad_shard = self.grad[own] if sharded else self.grad
-        self.master = (
-            self.param_shard
-        )  # parameters and gradients are of one type: the parameter is its own master copy
+        else:
+            self.grad, self.grad_shard = None, np.zeros(own.stop - own.start, precision.grad)
+        self.master = self.param_shard  # of one type with the gradients: the parameter is its own master copy
         self.state: State = {}
         self._param_views = None if self.param is None else self.layout.views(self.param)
         self._grad_views = None if self.grad is None else self.layout.views(self.grad)
