@@ -12,12 +12,11 @@ class Precision(NamedTuple):
     copy *is* the parameter.
     """
 
-    name: str
     param: np.dtype[np.generic]
     grad: np.dtype[np.generic]
 
 
 PRECISIONS = {
-    "fp64": Precision("fp64", np.dtype(np.float64), np.dtype(np.float64)),
-    "fp32": Precision("fp32", np.dtype(np.float32), np.dtype(np.float32)),
+    "fp64": Precision(np.dtype(np.float64), np.dtype(np.float64)),
+    "fp32": Precision(np.dtype(np.float32), np.dtype(np.float32)),
 }

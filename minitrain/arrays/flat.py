@@ -4,6 +4,7 @@ Everything that moves or updates parameters sees one vector; everything that com
 views into it. No copy.
 """
 
+import math
 from collections.abc import Sequence
 
 from minitrain.arrays.types import Array
@@ -17,9 +18,7 @@ class Layout:
         self.slices: dict[str, slice] = {}
         self.size = 0
         for name, shape in shapes:
-            n = 1
-            for extent in shape:
-                n *= extent
+            n = math.prod(shape)
             self.slices[name] = slice(self.size, self.size + n)
             self.size += n
 

@@ -5,6 +5,7 @@ Every other part of the package reads this table: the flat memory (who holds wha
 reading and writing of weights. One row of it is enough to know a parameter's whole life.
 """
 
+import math
 from typing import NamedTuple
 
 from minitrain.config import ModelConfig
@@ -31,10 +32,7 @@ class ParamSpec(NamedTuple):
 
     @property
     def size(self) -> int:
-        n = 1
-        for s in self.shape:
-            n *= s
-        return n
+        return math.prod(self.shape)
 
     def tp_slice(self, rank: int, size: int) -> tuple[slice, ...]:
         """The part of the global tensor that tp rank `rank` of `size` holds.
