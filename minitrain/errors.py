@@ -20,9 +20,7 @@ class MinitrainError(Exception):
     """Base of every error that is explained to the user in one line."""
 
     exit_code = 6
-    known_everywhere = (
-        False  # true where every rank raises the same error, so that one of them speaks for all
-    )
+    known_everywhere = False  # true where every rank raises the same error: one of them speaks for all
 
     def __init__(self, what: str, where: str, remedy: str) -> None:
         self.problems = [Problem(what, where, remedy)]

@@ -71,9 +71,8 @@ def _encode(tokenizer: Tokenizer, prompt: str, vocab: int) -> Array:
 def _last_logits(stage: Stage, grid: Grid, context: Array) -> tuple[Array, int]:
     """On the last stage the logits after the last token, for this rank's part of the vocabulary."""
     pp = grid.pp
-    x = np.tile(
-        context, grid.tp.size if stage.tp.sequence else 1
-    )  # sequence parallelism deals rows evenly: a copy a rank
+    # Sequence parallelism deals rows evenly, whatever the length of the text: a copy for each rank.
+    x = np.tile(context, grid.tp.size if stage.tp.sequence else 1)
     if not stage.is_first:
         x = stage.empty_activations(x.size)
         pp.recv(x, pp.rank - 1)

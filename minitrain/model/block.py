@@ -56,13 +56,15 @@ class BlockSaved(NamedTuple):
 
 
 def block_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, BlockSaved]:
+    """Both halves, one after the other."""
     x_SD, attention_saved = attention_forward(x_SD, w, c)
     x_SD, mlp_saved = mlp_forward(x_SD, w, c)
     return x_SD, BlockSaved(attention_saved, mlp_saved)
 
 
-def block_backward(dx_SD: Array, saved: BlockSaved, w: Views, g: Views, c: BlockContext) -> Array:
-    dx_SD = mlp_backward(dx_SD, saved.mlp, w, g, c)
+def block_backward(dy_SD: Array, saved: BlockSaved, w: Views, g: Views, c: BlockContext) -> Array:
+    """Forward was attention, then MLP, so now the other way round. Returns dx_SD, adds to `g`."""
+    dx_SD = mlp_backward(dy_SD, saved.mlp, w, g, c)
     return attention_backward(dx_SD, saved.attention, w, g, c)
 
 
@@ -85,6 +87,7 @@ def attention_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, At
 
 
 def attention_backward(dy_SD: Array, saved: AttentionSaved, w: Views, g: Views, c: BlockContext) -> Array:
+    """Forward was y = x + f(x), so now dx = dy + (what comes back through f)."""
     if "attn.o.bias" in w:
         g["attn.o.bias"] += dy_SD.sum(0)
     do_NI = linear_backward(c.tp.leave_backward(dy_SD), saved.o_NI, w["attn.o"], g["attn.o"])
@@ -92,16 +95,14 @@ def attention_backward(dy_SD: Array, saved: AttentionSaved, w: Views, g: Views, 
     dq_BTHK, dk_BTGK, dv_BTGK = attention.attention_backward(do_BTHK, saved.core)
     if c.rope_TC is not None:
         dq_BTHK, dk_BTGK = rope_backward(dq_BTHK, c.rope_TC), rope_backward(dk_BTGK, c.rope_TC)
-    a_ND = c.tp.enter(
-        saved.a_SD
-    )  # only S rows were kept; under sequence parallelism the others are gathered again
+    a_ND = c.tp.enter(saved.a_SD)  # only S rows were kept: under sequence parallelism all are gathered again
     rows = a_ND.shape[0]
     da_ND = _column_backward(dq_BTHK.reshape(rows, -1), a_ND, "attn.q", w, g)
     da_ND += _column_backward(dk_BTGK.reshape(rows, -1), a_ND, "attn.k", w, g)
     da_ND += _column_backward(dv_BTGK.reshape(rows, -1), a_ND, "attn.v", w, g)
     da_SD = c.tp.enter_backward(da_ND)  # column parallel: a partial sum over this rank's heads
     dx_SD = norm_backward(da_SD, saved.norm, w, g, "attn.norm")
-    dx_SD += dy_SD  # forward was x + ...: the residual passes the gradient on
+    dx_SD += dy_SD  # the residual passes the gradient on
     return dx_SD
 
 
@@ -123,6 +124,7 @@ def mlp_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, MlpSaved
 
 
 def mlp_backward(dy_SD: Array, saved: MlpSaved, w: Views, g: Views, c: BlockContext) -> Array:
+    """Forward was y = x + f(x), so now dx = dy + (what comes back through f)."""
     if "mlp.down.bias" in w:
         g["mlp.down.bias"] += dy_SD.sum(0)
     dh_NF = linear_backward(c.tp.leave_backward(dy_SD), saved.h_NF, w["mlp.down"], g["mlp.down"])

@@ -19,6 +19,7 @@ def embed_forward(ids_N: Array, w_VD: Array, first_id: int, tp: TensorParallel) 
 
 
 def embed_backward(dx_SD: Array, ids_N: Array, dw_VD: Array, first_id: int, tp: TensorParallel) -> None:
+    """Forward was a sum over ranks, so now each has the gradient of the sum, for the ids that it holds."""
     embedding.embedding_backward(tp.leave_backward(dx_SD), ids_N, dw_VD, first_id)
 
 
@@ -29,7 +30,9 @@ def positions_forward(x_SD: Array, w_TD: Array, n_rows: int, seq_len: int, tp: T
 
 
 def positions_backward(dx_SD: Array, dw_TD: Array, n_rows: int, seq_len: int, tp: TensorParallel) -> None:
-    """Under sequence parallelism partial: from the rows held here."""
+    """Forward was x + P[t], so now dP[t] += dx of every row at t: under sequence parallelism partial, of
+    the rows held here.
+    """
     embedding.embedding_backward(dx_SD, _positions(n_rows, seq_len, tp), dw_TD, 0)
 
 

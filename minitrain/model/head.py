@@ -59,7 +59,5 @@ def loss_backward(
     """dx_SD of scale * sum(nll_N). `saved` is used up."""
     dlogits_NV = loss.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale)
     da_ND = linear_backward(dlogits_NV, saved.a_ND, matrix_VD, dmatrix_VD)
-    da_SD = c.tp.enter_backward(
-        da_ND
-    )  # column parallel: a partial sum over this rank's part of the vocabulary
+    da_SD = c.tp.enter_backward(da_ND)  # column parallel: a partial sum over this rank's vocabulary
     return norm_backward(da_SD, saved.norm, w, g, "head.norm")

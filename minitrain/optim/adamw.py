@@ -29,9 +29,7 @@ def adamw(betas: tuple[float, float], eps: float) -> Optimizer:
     ) -> None:
         rate = lr / (1 - b1**step)
         v_scale = 1 / math.sqrt(1 - b2**step)
-        for block in row_blocks(
-            param.size, 4 * param.itemsize
-        ):  # four vectors pass through the cache together
+        for block in row_blocks(param.size, 4 * param.itemsize):  # four vectors share the cache
             w, m, v = param[block], state["m"][block], state["v"][block]
             g = grad[block] * grad_scale
             m *= b1
