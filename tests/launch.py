@@ -1,7 +1,7 @@
 """Start minitrain, or any Python, on one or several ranks, and never leave a process behind.
 
-What is started depends on nothing but its arguments: variables of another launcher are taken out of the
-environment, and those that Open MPI and BLAS need are put in (to run as root, more ranks than cores, one
+What is started depends on nothing but its arguments: variables of another launcher, or of a CI, are taken out
+of the environment, and those that Open MPI and BLAS need are put in (to run as root, more ranks than cores, one
 thread a rank, shared memory and TCP only).
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 HANG_LIMIT = 300.0  # seconds; a limit for what hangs, not a statement about speed
 
-_LAUNCHER_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYDRA_", "SLURM_")
+_FOREIGN = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYDRA_", "SLURM_", "CI", "BUILD_NUMBER")  # prefixes
 _ADDED = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -85,7 +85,7 @@ def run(
 
     Output goes to files, since a pipe would stay open for as long as an orphan holds it.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER_PREFIXES)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
     environment |= _ADDED | dict(env or {})
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(

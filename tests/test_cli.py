@@ -210,9 +210,9 @@ def test_ctrl_c_ends_ranks_on_threads(tmp_path: Path) -> None:
         import signal, subprocess, sys
         arguments = "--collectives threads --parallel.tp 2 --run.dir d --train.steps 100000"
         command = [sys.executable, "-m", "minitrain", *arguments.split()]
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit that it is ignored
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while "loss" not in child.stdout.readline():
-            pass
+        next(line for line in child.stdout if "loss" in line)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate()
         print(repr((child.returncode, err)))
