@@ -1,8 +1,8 @@
 """Start minitrain, or any Python, on one or several ranks, and never leave a process behind.
 
-What is started depends on nothing but its arguments: variables of another launcher, or of a CI, are taken out
-of the environment, and those that Open MPI and BLAS need are put in (to run as root, more ranks than cores, one
-thread a rank, shared memory and TCP only).
+What is started depends on nothing but its arguments: variables of another launcher, or of a CI, are taken
+out of the environment, and those that Open MPI and BLAS need are put in (to run as root, more ranks than
+cores, one thread a rank, shared memory and TCP only).
 """
 
 import os
