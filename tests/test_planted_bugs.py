@@ -4,6 +4,7 @@ A bug is an edit of one place: `old` stands exactly once in the file and becomes
 rewritten so that `old` is gone, plant the bug anew: do not drop it.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -238,3 +239,5 @@ def test_a_test_fails(bug: Bug, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-x", "--long", bug.test]
     result = run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 1 and "1 failed" in result.stdout, f"nobody noticed:\n{result.stdout[-2000:]}"
+    last_line = re.compile(r"^\S+:\d+: (AssertionError|DeadlockError)$", re.MULTILINE)
+    assert last_line.search(result.stdout), f"an error, which no test has seen:\n{result.stdout[-2000:]}"
