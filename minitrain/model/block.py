@@ -57,18 +57,18 @@ class BlockSaved(NamedTuple):
 
 def block_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, BlockSaved]:
     """Both halves, one after the other."""
-    x_SD, attention_saved = attention_forward(x_SD, w, c)
-    x_SD, mlp_saved = mlp_forward(x_SD, w, c)
+    x_SD, attention_saved = attention_sublayer_forward(x_SD, w, c)
+    x_SD, mlp_saved = mlp_sublayer_forward(x_SD, w, c)
     return x_SD, BlockSaved(attention_saved, mlp_saved)
 
 
 def block_backward(dy_SD: Array, saved: BlockSaved, w: Views, g: Views, c: BlockContext) -> Array:
     """Forward was attention, then MLP, so now the other way round. Returns dx_SD, adds to `g`."""
-    dx_SD = mlp_backward(dy_SD, saved.mlp, w, g, c)
-    return attention_backward(dx_SD, saved.attention, w, g, c)
+    dx_SD = mlp_sublayer_backward(dy_SD, saved.mlp, w, g, c)
+    return attention_sublayer_backward(dx_SD, saved.attention, w, g, c)
 
 
-def attention_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, AttentionSaved]:
+def attention_sublayer_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, AttentionSaved]:
     """x + attention(norm(x)) Wo."""
     a_SD, norm_saved = norm_forward(x_SD, w, "attn.norm", c.norm_eps)
     a_ND = c.tp.enter(a_SD)
@@ -86,7 +86,9 @@ def attention_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, At
     return y_SD, AttentionSaved(norm_saved, a_SD, core_saved, o_NI)
 
 
-def attention_backward(dy_SD: Array, saved: AttentionSaved, w: Views, g: Views, c: BlockContext) -> Array:
+def attention_sublayer_backward(
+    dy_SD: Array, saved: AttentionSaved, w: Views, g: Views, c: BlockContext
+) -> Array:
     """Forward was y = x + f(x), so now dx = dy + (what comes back through f)."""
     if "attn.o.bias" in w:
         g["attn.o.bias"] += dy_SD.sum(0)
@@ -106,7 +108,7 @@ def attention_backward(dy_SD: Array, saved: AttentionSaved, w: Views, g: Views, 
     return dx_SD
 
 
-def mlp_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, MlpSaved]:
+def mlp_sublayer_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, MlpSaved]:
     """x + swiglu(norm(x)) Wdown (llama), x + gelu(norm(x) Wup) Wdown (gpt2)."""
     a_SD, norm_saved = norm_forward(x_SD, w, "mlp.norm", c.norm_eps)
     a_ND = c.tp.enter(a_SD)
@@ -123,7 +125,7 @@ def mlp_forward(x_SD: Array, w: Views, c: BlockContext) -> tuple[Array, MlpSaved
     return y_SD, MlpSaved(norm_saved, a_SD, activation_saved, h_NF)
 
 
-def mlp_backward(dy_SD: Array, saved: MlpSaved, w: Views, g: Views, c: BlockContext) -> Array:
+def mlp_sublayer_backward(dy_SD: Array, saved: MlpSaved, w: Views, g: Views, c: BlockContext) -> Array:
     """Forward was y = x + f(x), so now dx = dy + (what comes back through f)."""
     if "mlp.down.bias" in w:
         g["mlp.down.bias"] += dy_SD.sum(0)
