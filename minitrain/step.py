@@ -131,7 +131,7 @@ def evaluate(stage: Stage, grid: Grid, micro_batches: Iterable[tuple[Array, Arra
                     x = stage.empty_activations(ids_BT.size)
                     pp.recv(x, pp.rank - 1)
                 case Kind.FORWARD:
-                    x, _ = stage.forward(x)
+                    x = stage.infer(x, ids_BT.shape[1])
                 case Kind.SEND_ACT:
                     outbox.send(x, pp.rank + 1)
                 case Kind.LOSS:

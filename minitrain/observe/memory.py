@@ -36,7 +36,7 @@ class MemoryMeter:
     def see_activations(self, saved: Mapping[int, StageSaved]) -> None:
         """Every micro-batch keeps equally much, so one is measured, once, and the rest counted."""
         if not self._one:
-            self._one = array_bytes(next(iter(saved.values())))
+            self._one = array_bytes(next(iter(saved.values())).blocks)
         self.activations = max(self.activations, len(saved) * self._one)
 
     def bytes(self, stage: Stage) -> dict[str, int]:

@@ -62,20 +62,27 @@ class Stage:
         self._first_id = embedding_specs(model)[0].tp_slice(grid.tp.rank, grid.tp.size)[0].start
         self._head_context = head.HeadContext(self.tp, self._first_id, model.norm_eps)
 
-    def forward(self, x: Array, seq_len: int | None = None) -> tuple[Array, StageSaved]:
-        """x_SD of this stage's last block from x_SD of the previous stage, or from the ids_N of the tokens
-        on the first stage.
-        """
-        context = self._block_context._replace(seq_len=seq_len or self.model.seq_len)
+    def forward(self, x: Array) -> tuple[Array, StageSaved]:
+        """x_SD of this stage's last block, from x_SD of the previous stage or, on the first, from ids_N."""
         ids_N = None
         if self.is_first:
-            ids_N, x = x, self._embed(x, context.seq_len)
+            ids_N, x = x, self._embed(x, self.model.seq_len)
         saved = []
         for unit in self.blocks:
             with unit.params() as w:
-                x, block_saved = block_forward(x, w, context)
+                x, block_saved = block_forward(x, w, self._block_context)
             saved.append(block_saved)
         return x, StageSaved(ids_N, saved)
+
+    def infer(self, x: Array, seq_len: int) -> Array:
+        """The same for sequences of any length, with nothing kept for a backward."""
+        context = self._block_context._replace(seq_len=seq_len)
+        if self.is_first:
+            x = self._embed(x, seq_len)
+        for unit in self.blocks:
+            with unit.params() as w:
+                x, _ = block_forward(x, w, context)
+        return x
 
     def backward(self, dx_SD: Array, saved: StageSaved) -> Array:
         """The gradient for the previous stage, from that of the next one; parameter gradients are added up
