@@ -57,7 +57,11 @@ class MpiComm:
         self.start_send(buffer, to).wait()
 
     def recv(self, buffer: Array, source: int) -> None:
-        self._comm.Recv(buffer, source)
+        status = MPI.Status()
+        self._comm.Recv(buffer, source, status=status)
+        assert status.Get_count(MPI.BYTE) == buffer.nbytes, (
+            "sent and expected differ"
+        )  # MPI minds only longer ones
 
     def barrier(self) -> None:
         self._comm.Barrier()
@@ -74,7 +78,7 @@ class MpiComm:
 
 
 class _Request:
-    """An MPI request. mpi4py keeps the buffer alive until it is done."""
+    """An MPI request; as long as it lives, mpi4py keeps its buffer alive."""
 
     def __init__(self, request: MPI.Request) -> None:
         self._request = request
@@ -95,7 +99,10 @@ class MpiCart:
 
 
 def _group(comm: MPI.Comm, name: str, world_rank: int, synchronous_sends: bool) -> Comm:
-    if comm == MPI.COMM_NULL or comm.size == 1:
+    if comm == MPI.COMM_NULL:
+        return SingleComm(name, world_rank)
+    if comm.size == 1:
+        comm.Free()
         return SingleComm(name, world_rank)
     assert isinstance(comm, MPI.Intracomm)
     return MpiComm(comm, name, synchronous_sends)
