@@ -63,7 +63,7 @@ def block_specs(model: ModelConfig, layer: int) -> list[ParamSpec]:
     ones along their inputs.
 
     Output projections start at zero, so that every block starts as the identity and the first gradients
-    reach all layers alike (the `ReZero` observation, Bachlechner et al. 2020).
+    reach all layers alike (Zhang et al. 2019, Fixup).
     """
     assert model.kv_heads is not None and model.ffn is not None
     D, F, H, G = model.width, model.ffn, model.heads, model.kv_heads

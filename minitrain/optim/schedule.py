@@ -23,8 +23,7 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     if optim.schedule == "constant":
         return lr
     if optim.schedule == "wsd":
-        assert optim.decay is not None
-        return low + (lr - low) * min(1.0, (steps - step) / max(1, optim.decay))
+        return low + (lr - low) * min(1.0, (steps - step) / optim.decay) if optim.decay else lr
     progress = (step - warmup) / max(1, steps - warmup)
     if optim.schedule == "linear":
         return lr + (low - lr) * progress

@@ -85,6 +85,10 @@ def test_learning_rate(schedule: str) -> None:
     assert all(a >= b for a, b in itertools.pairwise(rate[9:]))
 
 
+def test_wsd_without_decay_is_constant() -> None:
+    assert learning_rate(5, 5, OptimConfig(lr=1.0, warmup=0, decay=0, schedule="wsd")) == 1.0
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "wsd"])
 def test_learning_rate_without_warm_up(schedule: str) -> None:
     optim = OptimConfig(lr=1.0, min_lr=0.0, warmup=0, decay=1, schedule=schedule)  # type: ignore[arg-type]
