@@ -84,7 +84,7 @@ class RunConfig:
 
     dir: str | None = None  # run directory (default: runs/NAME, numbered)
     init_from: str | None = None  # Hugging Face directory of weights to start from
-    export_hf: bool | str = False  # Hugging Face directory of the final weights: true = run.dir/hf, or a path
+    export_hf: bool | str = True  # Hugging Face directory of the final weights: true = run.dir/hf, or a path
     progress: Literal["auto", "bar", "plain", "none"] = "auto"  # live bar, a line a step, or neither
     sample_tokens: int = 256  # length of the text generated at the end (0: none)
     temperature: float = 0.7  # of that text (0: the most likely token)

@@ -6,12 +6,14 @@ so no rank needs all logits, and since the noise is a function of (seed, place, 
 the same text.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.hf_config import read_hf_model_config
 from minitrain.checkpoint.hf_tokenizer import read_tokenizer
-from minitrain.checkpoint.weights import initial_values
+from minitrain.checkpoint.weights import EXPORT, initial_values
 from minitrain.comm.grid import Grid, make_grid
 from minitrain.comm.single import SingleComm
 from minitrain.config import Config, ParallelConfig, RunConfig
@@ -22,10 +24,13 @@ from minitrain.parallel.stage import Stage
 
 
 def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float, seed: int) -> str:
-    """`prompt` and its continuation by the model in a Hugging Face directory, in fp32, in one process.
+    """`prompt` and its continuation by the model in a Hugging Face directory, or in that of a run, in fp32.
 
     Where the directory has no tokenizer, prompt and result are ids. Raises CheckpointError.
     """
+    weights = Path(directory) / EXPORT
+    if weights.is_dir() and not (Path(directory) / "config.json").exists():  # it is a run directory
+        directory = str(weights)
     model, _ = read_hf_model_config(directory)
     config = Config(
         model=model, parallel=ParallelConfig(dp=1, tp=1, pp=1, shard=1), run=RunConfig(init_from=directory)
@@ -76,12 +81,14 @@ def _last_logits(stage: Stage, grid: Grid, context: Array) -> tuple[Array, int]:
     if not stage.is_first:
         x = stage.empty_activations(x.size)
         pp.recv(x, pp.rank - 1)
-    x, _ = stage.forward(x, context.size)
+    x = stage.infer(x, context.size)
     if not stage.is_last:
         pp.send(x, pp.rank + 1)
         return np.empty(0), 0
+    if not stage.tp.sequence:
+        x = x[-1:]  # every rank has every row, and one is enough
     logits_NV, first_id = stage.logits(x)
-    return logits_NV[context.size - 1], first_id
+    return logits_NV[-1], first_id  # the last row is the last token, of the last copy if there are several
 
 
 def _draw(

@@ -104,11 +104,10 @@ def _check_surroundings(config: Config, n_processes: int) -> list[Problem]:
         if field_value(config, name) == "":
             problems.append(Problem(f"{name} is empty", name, "give a path, or leave it out"))
     directory, export = config.run.dir, config.run.export_hf
-    if directory:
+    if directory != "":
         problems += check_run_directory(directory)
-        if isinstance(export, str) and Path(directory, "x").absolute().is_relative_to(
-            Path(export).absolute()
-        ):
+    if directory and isinstance(export, str):
+        if Path(directory, "x").absolute().is_relative_to(Path(export).absolute()):
             what = f"the run directory {directory} would lie in {export}, which is to hold weights only"
             problems.append(Problem(what, "run.dir, run.export_hf", "choose another run.export_hf"))
     return problems
@@ -127,10 +126,12 @@ def _check_export(config: Config) -> None:
 
 def _show_dry_run(config: Config, notices: list[str]) -> None:
     """The banner of a run whose data too have been looked at."""
-    from minitrain.data.tokens import open_tokens, split
+    from minitrain.data.tokens import check_all_ids, open_tokens, split
     from minitrain.observe.banner import banner
 
-    split(open_tokens(config.data, config.model.vocab), config.data.holdout, config.model.seq_len)
+    tokens = open_tokens(config.data)
+    check_all_ids(tokens, config.model.vocab)
+    split(tokens, config.data.holdout, config.model.seq_len)
     say(banner(config, notices))
     say("dry run: everything fits, nothing was started")
 

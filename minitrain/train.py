@@ -13,7 +13,7 @@ from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config
 from minitrain.data.loader import HeldOut, Loader
 from minitrain.data.tokenizer import IdTokenizer
-from minitrain.data.tokens import TokenFile, open_tokens, split
+from minitrain.data.tokens import TokenFile, check_all_ids, open_tokens, split
 from minitrain.generate import continue_tokens
 from minitrain.observe.memory import MemoryMeter
 from minitrain.observe.recorder import AnyRecorder, StepMetrics
@@ -36,13 +36,14 @@ class Run(NamedTuple):
 def build(config: Config, world: Comm) -> Run:
     """Everything that a run needs. Collective; if any rank cannot build its part, all raise that error."""
     grid = make_grid(world, config)
-    return together(world, lambda: _build_local(config, grid))
+    return together(world, lambda: _build_local(config, world, grid))
 
 
-def _build_local(config: Config, grid: Grid) -> Run:
+def _build_local(config: Config, world: Comm, grid: Grid) -> Run:
     model, data, train, dp = config.model, config.data, config.train, grid.dp
     assert train.global_batch is not None
-    tokens = open_tokens(data, model.vocab)
+    tokens = open_tokens(data)
+    check_all_ids(tokens, model.vocab, world.rank, world.size)
     training, held_out = split(tokens, data.holdout, model.seq_len)
     loader = Loader(training, model.seq_len, train.global_batch, train.seed, data.shuffle, model.vocab)
     limit = train.eval_sequences
@@ -74,7 +75,7 @@ def train(config: Config, world: Comm, recorder: AnyRecorder) -> None:
         _train_all_steps(config, run, sent, recorder)
     grid = run.trainer.grid
     if config.run.export_hf:
-        tokenizer = "bytes" if run.tokens.tokenizer else None
+        tokenizer = "bytes" if run.tokens.tokenizer else "ids"
         export_weights(config, run.trainer.stage, grid, world, tokenizer)
     if config.run.sample_tokens and grid.replica.rank == 0:  # one replica writes, all its shards together
         recorder.sample(_sample(config, run))

@@ -86,7 +86,7 @@ def test_the_next_token_follows_the_softmax() -> None:
         grid = make_grid(world, config)
         stage = Stage(config, grid, random_weights)
         drawn = [continue_tokens(stage, grid, PROMPT, 1, 2.0, seed)[-1] for seed in range(2000)]
-        logits_NV, _ = stage.logits(stage.forward(PROMPT, PROMPT.size)[0])
+        logits_NV, _ = stage.logits(stage.infer(PROMPT, PROMPT.size))
         return np.bincount(drawn, minlength=config.model.vocab) / 2000, logits_NV[-1]
 
     frequency, logits_V = run_threads(1, rank_main)[0]
@@ -113,6 +113,11 @@ def weights(tmp_path: Path) -> Path:
 
 def test_generate_continues_a_prompt_of_ids(weights: Path) -> None:
     assert generate_text(str(weights), "5 1 30", 12, 0.0, 0) == " ".join(map(str, text(LLAMA, 0.0).tolist()))
+
+
+def test_generate_takes_a_run_directory(weights: Path, tmp_path: Path) -> None:
+    assert weights == tmp_path / "hf"
+    assert generate_text(str(tmp_path), "5 1", 3, 0.0, 0) == generate_text(str(weights), "5 1", 3, 0.0, 0)
 
 
 @pytest.mark.parametrize("prompt", ["In the beginning", "5 37", "-1", " "])

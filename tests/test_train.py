@@ -47,7 +47,7 @@ def configured(data: DataConfig, **parallel: object) -> Config:
     """3 steps of 16 sequences, in micro-batches of 2."""
     config = tiny(MODEL, **parallel)
     schedule = replace(config.train, global_batch=16, micro_batch=2, eval_every=2, eval_sequences=0)
-    return replace(config, train=schedule, data=data, run=RunConfig(sample_tokens=12))
+    return replace(config, train=schedule, data=data, run=RunConfig(sample_tokens=12, export_hf=False))
 
 
 def run(config: Config) -> Memo:

@@ -37,10 +37,11 @@ class FileTokenizer:
 
 
 def read_tokenizer(directory: str | Path, vocab: int) -> Tokenizer:
-    """tokenizer.json where there is one; else bytes where the model says so or has 256 ids; else bare ids."""
+    """tokenizer.json where there is one; else what the model says, if it does; else bytes for 256 ids."""
     path = Path(directory) / FILE
     if path.is_file():
         return FileTokenizer(path)
-    if read_hf_tokenizer(directory) == "bytes" or vocab == ByteTokenizer.vocab_size:
+    said = read_hf_tokenizer(directory)
+    if said == "bytes" or (said is None and vocab == ByteTokenizer.vocab_size):
         return ByteTokenizer()
     return IdTokenizer()

@@ -60,10 +60,17 @@ class HFReader:
         return FLOATS["F64"] if FLOATS["F64"] in types else FLOATS["F32"]
 
     def read(self, spec: ParamSpec, box: tuple[slice, ...]) -> Array:
-        """The part `box` of parameter `spec` in our layout, a copy, of the type of the file."""
+        """The part `box` of parameter `spec` in our layout, a copy, of the type of the file.
+
+        Raises CheckpointError if a weight in it is not finite.
+        """
         where = place(spec, self.model)
         view, index = where.select(self.tensors[where.tensor], spec.shape[0], box)
-        return np.array(view[index], order="C", subok=False)
+        values: Array = np.array(view[index], order="C", subok=False)
+        if not np.isfinite(values).all():
+            what = f"tensor {where.tensor} has weights that are not finite"
+            raise CheckpointError(what, str(self.directory), "take weights from before that happened")
+        return values
 
     def _check(self) -> None:
         expected = stored_shapes(self.model)

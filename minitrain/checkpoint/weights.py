@@ -17,6 +17,8 @@ from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Fill
 from minitrain.precision import PRECISIONS
 
+EXPORT = "hf"  # where a run directory has its weights
+
 
 def initial_values(config: Config) -> Fill:
     """The weights in `run.init_from`, or random ones: a function of (seed, name, global index) alone.
@@ -42,7 +44,7 @@ def export_directory(config: Config) -> Path | None:
     """Where `run.export_hf` wants the weights."""
     if config.run.export_hf is True:
         assert config.run.dir is not None
-        return Path(config.run.dir) / "hf"
+        return Path(config.run.dir) / EXPORT
     return Path(config.run.export_hf) if config.run.export_hf else None
 
 

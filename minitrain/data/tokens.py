@@ -1,7 +1,6 @@
 """A stream of token ids: the built-in text, a UTF-8 file, or an llm.c token file. Files are memory-mapped.
 
-Everything that can be wrong with a file is found here, with its place in it. Only the ids of a token file are
-checked later, batch by batch, so that opening one of any size takes no time.
+Everything that can be wrong with a file is found here, with its place in it.
 """
 
 import codecs
@@ -40,7 +39,7 @@ class TokenFile(NamedTuple):
     start: int = 0
 
 
-def open_tokens(data: DataConfig, vocab: int) -> TokenFile:
+def open_tokens(data: DataConfig) -> TokenFile:
     """The tokens that `data` asks for. Raises DataError for an absent, unreadable, empty or damaged file."""
     if data.path is None:
         tokens = ByteTokenizer().encode(load_text(data.corpus))
@@ -50,9 +49,6 @@ def open_tokens(data: DataConfig, vocab: int) -> TokenFile:
     else:
         file = TokenFile(_map(data.path, np.uint8, 0), ByteTokenizer(), data.path)
         _check_utf8(file)
-    if vocab < ByteTokenizer.vocab_size:
-        for start in range(0, len(file.tokens), CHUNK):
-            check_ids(file, file.tokens[start : start + CHUNK], start, vocab)
     return file
 
 
@@ -81,6 +77,19 @@ def split(file: TokenFile, holdout: float, seq_len: int) -> tuple[TokenFile, Tok
         )
     train = file._replace(tokens=file.tokens[:n_train])
     return train, file._replace(tokens=file.tokens[n_train:], start=file.start + n_train)
+
+
+def check_all_ids(file: TokenFile, vocab: int, part: int = 0, parts: int = 1) -> None:
+    """Raise DataError for an id that is not below `vocab` in the part `part` of `parts` of the file.
+
+    Every rank looks at its part before the first step, so that none is met after hours.
+    """
+    if np.iinfo(file.tokens.dtype).max < vocab:
+        return
+    n = len(file.tokens)
+    stop = n * (part + 1) // parts
+    for start in range(n * part // parts, stop, CHUNK):
+        check_ids(file, file.tokens[start : min(start + CHUNK, stop)], start, vocab)
 
 
 def check_ids(file: TokenFile, ids: Array, start: int | Array, vocab: int) -> None:

@@ -26,6 +26,7 @@ def test_bytes_where_it_says_so_or_has_256_ids(tmp_path: Path) -> None:
 def test_ids_where_nobody_knows(tmp_path: Path) -> None:
     tokenizer = read_tokenizer(directory(tmp_path), 300)
     assert isinstance(tokenizer, IdTokenizer)
+    assert isinstance(read_tokenizer(directory(tmp_path, minitrain_tokenizer="ids"), 256), IdTokenizer)
     assert tokenizer.encode("3 14 159").tolist() == [3, 14, 159]
     assert tokenizer.decode(np.array([3, 14, 159])) == "3 14 159"
     with pytest.raises(ValueError):

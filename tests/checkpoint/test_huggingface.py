@@ -274,3 +274,15 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)"):
         create_hf(tmp_path / "x", LLAMA, np.dtype(np.float32), None)
     assert not (tmp_path / "x" / "model.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    tensors = random_tensors(LLAMA)
+    tensors["model.norm.weight"][3] = np.nan
+    reader = HFReader(write_directory(tmp_path / "hf", LLAMA, tensors), LLAMA)
+    for spec in model_specs(LLAMA):
+        if spec.name != "head.norm":
+            reader.read(spec, whole(spec))
+            continue
+        with pytest.raises(CheckpointError, match=r"model\.norm\.weight has weights that are not finite"):
+            reader.read(spec, whole(spec))

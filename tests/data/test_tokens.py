@@ -6,7 +6,7 @@ import pytest
 
 from minitrain.config import DataConfig
 from minitrain.data import tokens
-from minitrain.data.tokens import TokenFile, check_ids, open_tokens, split
+from minitrain.data.tokens import TokenFile, check_all_ids, check_ids, open_tokens, split
 from minitrain.errors import DataError
 
 
@@ -21,7 +21,7 @@ def in_memory(n: int) -> TokenFile:
 
 
 def test_built_in_corpus() -> None:
-    file = open_tokens(DataConfig(), 256)
+    file = open_tokens(DataConfig())
     assert file.name == "kjv" and file.tokenizer is not None and file.tokens.dtype == np.uint8
     assert file.tokenizer.decode(file.tokens[:11]) == "Genesis\n\n1:"
 
@@ -29,7 +29,7 @@ def test_built_in_corpus() -> None:
 def test_text_file_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("Grüße, 世界\n", encoding="utf-8")
-    file = open_tokens(DataConfig(path=str(path)), 256)
+    file = open_tokens(DataConfig(path=str(path)))
     assert file.tokenizer is not None and file.tokenizer.decode(file.tokens) == "Grüße, 世界\n"
     assert isinstance(file.tokens.base, np.memmap) and not file.tokens.flags.writeable
 
@@ -37,7 +37,7 @@ def test_text_file_is_mapped(tmp_path: Path) -> None:
 def test_bin_file_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "tokens.bin"
     path.write_bytes(bin_bytes([1, 50256, 65535]))
-    file = open_tokens(DataConfig(path=str(path)), 50257)
+    file = open_tokens(DataConfig(path=str(path)))
     assert (
         file.tokenizer is None
         and file.tokens.tolist() == [1, 50256, 65535]
@@ -70,7 +70,7 @@ def test_bad_file(case: str, tmp_path: Path) -> None:
     name, content, message = BAD_FILES[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
-        open_tokens(DataConfig(path=str(tmp_path / name)), 65536)
+        open_tokens(DataConfig(path=str(tmp_path / name)))
     assert error.value.exit_code == 3 and "\n" not in str(error.value) and str(error.value).count("; ") == 2
 
 
@@ -79,7 +79,7 @@ def test_bad_path(tmp_path: Path) -> None:
     cases = {".": "is a directory", "pipe": "no regular file", "no.txt": "not there", "no.bin": "not there"}
     for name, message in (cases | {"a\0b": "null"}).items():
         with pytest.raises(DataError, match=message):
-            open_tokens(DataConfig(path=f"{tmp_path}/{name}"), 256)
+            open_tokens(DataConfig(path=f"{tmp_path}/{name}"))
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(np, "memmap", refuse)
     with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); .*a.txt"):
-        open_tokens(DataConfig(path=str(path)), 256)
+        open_tokens(DataConfig(path=str(path)))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7])
@@ -100,11 +100,11 @@ def test_utf8_across_chunks(chunk: int, tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "a.txt"
     good = "aé世𝄞".encode() * 5
     path.write_bytes(good)
-    assert open_tokens(DataConfig(path=str(path)), 256).tokens.tobytes() == good
+    assert open_tokens(DataConfig(path=str(path))).tokens.tobytes() == good
     for wrong in (b"\xff", b"\xe4\xb8z", b"\xf0\x9d\x84"):
         path.write_bytes(good + wrong + b"z" + good)
         with pytest.raises(DataError, match=f"byte {len(good)} of"):
-            open_tokens(DataConfig(path=str(path)), 256)
+            open_tokens(DataConfig(path=str(path)))
 
 
 def test_split_is_the_tail() -> None:
@@ -142,8 +142,27 @@ def test_ids_beyond_the_vocabulary_are_named() -> None:
 def test_small_vocabulary_with_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abc\nabz")
-    assert len(open_tokens(DataConfig(path=str(path)), ord("z") + 1).tokens) == 7
+    file = open_tokens(DataConfig(path=str(path)))
+    check_all_ids(file, ord("z") + 1)
     with pytest.raises(
         DataError, match=r"id 122 is not .* 122; .*a.txt, token 6; set model.vocab to at least 123"
     ):
-        open_tokens(DataConfig(path=str(path)), ord("z"))
+        check_all_ids(file, ord("z"))
+
+
+def test_all_ids_are_looked_at_each_by_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong id is found by the rank whose part it is in, wherever the parts and the chunks end."""
+    monkeypatch.setattr(tokens, "CHUNK", 7)
+    for parts in (1, 2, 3, 5):
+        for place in range(50):
+            ids = np.zeros(50, np.uint16)
+            ids[place] = 300
+            file = TokenFile(ids, None, "memory")
+            check_all_ids(file, 301)
+            found = []
+            for part in range(parts):
+                try:
+                    check_all_ids(file, 300, part, parts)
+                except DataError as error:
+                    found.append(str(error))
+            assert len(found) == 1 and f"memory, token {place};" in found[0]
