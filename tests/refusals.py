@@ -124,6 +124,7 @@ TRAINING = [
 SURROUNDINGS = [
     Refusal("--run.dir full", ("full holds a run already", "choose another run.dir")),
     Refusal("--run.dir file/below", ("is a file, not a directory",)),
+    Refusal("--run.dir link/below", ("link is a link to nothing; run.dir",)),
     Refusal("--data.path=", ("data.path is empty",)),
     Refusal("--run.export_hf d --run.dir d", ("would lie in d",)),
     Refusal("--run.export_hf full", ("not empty", "full"), exit_code=4),

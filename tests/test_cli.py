@@ -30,6 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "short.txt").write_text("In the beginning")
     return tmp_path
 
@@ -137,6 +138,32 @@ def test_a_run_gets_a_numbered_directory(place: Path, trained: list[Config]) -> 
         (place / "runs" / "llama-2x128-001" / "metrics.jsonl").write_text("")
         assert main([]) == 0
     assert [config.run.dir for config in trained] == ["runs/llama-2x128-002", "runs/llama-2x128-003"]
+
+
+def test_a_directory_of_which_a_part_can_be_made_is_not_begun(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything_below(place)
+    assert main(["--run.dir", f"new/{'x' * 300}"]) == 2
+    assert "cannot be made: File name too long" in capsys.readouterr().err
+    assert everything_below(place) == before
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("what", ["a file", "a link to nothing"])
+def test_what_stands_in_place_of_runs_is_refused(
+    what: str, dry: list[str], place: Path, trained: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "runs").write_text("") if what == "a file" else (place / "runs").symlink_to("nowhere")
+    assert main(["--train.steps", "99", *dry]) == 2
+    assert f"runs is {what}" in capsys.readouterr().err and not trained
+
+
+def test_a_number_that_a_file_has_is_taken(place: Path, trained: list[Config]) -> None:
+    (place / "runs").mkdir()
+    (place / "runs" / "llama-2x128-001").write_text("")
+    assert main([]) == 0
+    assert [config.run.dir for config in trained] == ["runs/llama-2x128-002"]
 
 
 def test_a_run_that_does_not_begin_leaves_no_directory(
