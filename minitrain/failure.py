@@ -10,8 +10,9 @@ from minitrain.errors import InternalError, MinitrainError, Problem, render
 
 INTERRUPTED = 130  # as a shell reports the signal of Ctrl-C
 OUT_OF_MEMORY = 2  # what was asked for does not fit: a matter of configuration
-DELAY = 0.2  # seconds a rank, so that one speaks when several fail at once
-LONGEST_DELAY = 2.0
+GRACE = 0.2  # seconds in which the launcher passes on what was printed, before its own words about the end
+DELAY = 2 * GRACE  # seconds a rank, so that one speaks when several fail at once
+LONGEST_DELAY = 3.0
 
 
 def fail(error: BaseException, world: World, debug: bool) -> int:
@@ -24,6 +25,7 @@ def fail(error: BaseException, world: World, debug: bool) -> int:
         return code
     time.sleep(min(DELAY * world.rank, LONGEST_DELAY))
     complain(error, debug, rank=world.rank)
+    time.sleep(GRACE)
     world.abort(code)
     return code
 
