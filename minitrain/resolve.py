@@ -9,7 +9,8 @@ from typing import Any
 
 from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
 from minitrain.errors import Problem
-from minitrain.rules import LAYOUT_RULES, is_legal
+from minitrain.rules import LAYOUT_RULES, count_ranks, is_legal, near
+from minitrain.validate import out_of_range
 
 AXES = {"parallel.dp", "parallel.tp", "parallel.pp"}
 GLOBAL_BATCH = 16  # sequences, if nothing else is asked for and dp x micro_batch divides it
@@ -54,19 +55,22 @@ def resolve(
     config = replace(config, optim=optim)
 
     parallel, doubtful = config.parallel, set(doubtful)
+    wrong = doubtful | out_of_range(config).keys()
     layout: tuple[int, int, int] | None = None
     if doubtful & AXES:
         doubtful |= AXES
     elif (parallel.dp, parallel.tp, parallel.pp) == (None, None, None):
-        wrong = doubtful | _not_positive(config)
         layout = choose_layout(config, world_size, wrong)
         if layout is None:
-            problems.append(_no_layout(config, world_size, wrong))
+            problems += _no_layout(config, world_size, wrong)
             doubtful |= AXES
     else:
         tp, pp = _or_one(parallel.tp), _or_one(parallel.pp)
         dp = max(1, world_size // max(1, tp * pp)) if parallel.dp is None else parallel.dp
         layout = (dp, tp, pp)
+        if parallel.dp is None and not wrong & AXES and world_size % (tp * pp):
+            problems.append(_no_dp(config, tp, pp, world_size, wrong))
+            doubtful.add("parallel.dp")
     filled = with_layout(config, *(layout or (1, 1, 1)))
     batch = filled.train.global_batch
     if config.train.global_batch is None and batch != GLOBAL_BATCH and layout:
@@ -157,29 +161,70 @@ def _contradictions(pretrained: ModelConfig, given: dict[str, Any]) -> list[Prob
     return problems
 
 
-def _no_layout(config: Config, world_size: int, wrong: Collection[str]) -> Problem:
+def _no_dp(config: Config, tp: int, pp: int, world_size: int, wrong: Collection[str]) -> Problem:
+    """tp and pp are given, but no dp makes a world of them."""
+
+    def legal(tp: int, pp: int) -> bool:
+        layout = with_layout(config, max(1, world_size // (tp * pp)), tp, pp)
+        return is_legal(LAYOUT_RULES, layout, world_size, wrong)
+
+    what = f"tp {tp} x pp {pp} = {tp * pp} does not divide {count_ranks(world_size)}"
+    below = world_size // (tp * pp) * (tp * pp)
+    remedies = (
+        _start(below, below + tp * pp),
+        near("parallel.tp", tp, lambda n: legal(n, pp)),
+        near("parallel.pp", pp, lambda n: legal(tp, n)),
+    )
+    return Problem(what, "parallel.tp, parallel.pp", ", or ".join(remedy for remedy in remedies if remedy))
+
+
+def _no_layout(config: Config, world_size: int, wrong: Collection[str]) -> list[Problem]:
+    """Why no layout is legal: the shard or the batch, where no dp fits it, else the number of ranks."""
+    parallel, wrong = config.parallel, set(wrong)
+    problems, least_dp = [], 1
+    if parallel.shard and parallel.zero and not wrong & {"parallel.zero", "parallel.shard"}:
+        if world_size % parallel.shard:
+            what = f"shard {parallel.shard} does not divide {count_ranks(world_size)}"
+            remedy = near("parallel.shard", parallel.shard, lambda n: world_size % n == 0)
+            problems.append(Problem(what, "parallel.shard", remedy))
+            wrong.add("parallel.shard")
+        else:
+            least_dp = parallel.shard
+    if not wrong & {"train.global_batch", "train.micro_batch"}:
+        problems += _batch_of_no_dp(config, least_dp, world_size, wrong)
+    return problems or [_no_layout_of_this_size(config, world_size, wrong)]
+
+
+def _batch_of_no_dp(config: Config, least_dp: int, world_size: int, wrong: Collection[str]) -> list[Problem]:
+    """The problem, if no multiple of `least_dp` can be dp."""
+    train, unit = config.train, least_dp * config.train.micro_batch
+    if train.global_batch is None or train.global_batch % unit == 0:
+        return []
+
+    def legal(n: int) -> bool:
+        other = replace(config, train=replace(train, global_batch=n))
+        return choose_layout(other, world_size, wrong) is not None
+
+    shards = f"shard {least_dp} x " if least_dp > 1 else ""
+    what = f"global_batch {train.global_batch} is no multiple of {shards}micro_batch {train.micro_batch}"
+    remedy = near("train.global_batch", train.global_batch, legal, unit)
+    return [Problem(what, "train.global_batch, train.micro_batch", remedy)]
+
+
+def _no_layout_of_this_size(config: Config, world_size: int, wrong: Collection[str]) -> Problem:
     def legal(n: int) -> bool:
         return choose_layout(config, n, wrong) is not None
 
-    batch, micro = config.train.global_batch, config.train.micro_batch
-    most = 4 * world_size + 16
-    if batch is not None:  # dp divides batch / micro_batch, tp divides heads, pp is no more than layers
-        most = min(most, max(1, batch // max(1, micro)) * config.model.heads * config.model.layers)
+    model, train, most = config.model, config.train, 4 * world_size + 16
+    if train.global_batch is not None and not wrong:  # dp divides the micro-batches, tp heads; pp <= layers
+        most = min(most, train.global_batch // train.micro_batch * model.heads * model.layers)
     below = next((n for n in range(min(world_size - 1, most), 0, -1) if legal(n)), None)
     above = next((n for n in range(world_size + 1, most + 1) if legal(n)), None)
-    sizes = " or ".join(str(n) for n in (below, above) if n is not None)
-    what = f"no layout of {world_size} ranks is legal for this model and batch"
-    remedy = (
-        f"start {sizes} ranks (mpirun -n)"
-        if sizes
-        else "change model, train.global_batch or train.micro_batch"
-    )
-    return Problem(what, "parallel.dp, parallel.tp, parallel.pp", remedy)
+    what = f"no layout of {count_ranks(world_size)} is legal for this model and batch"
+    return Problem(what, "parallel.dp, parallel.tp, parallel.pp", _start(below, above))
 
 
-def _not_positive(config: Config) -> set[str]:
-    """Fields that no layout can be judged by."""
-    sizes = {f"model.{name}": value for name, value in asdict(config.model).items()}
-    sizes |= {f"train.{name}": value for name, value in asdict(config.train).items()}
-    sizes |= {"parallel.shard": config.parallel.shard}
-    return {name for name, value in sizes.items() if isinstance(value, int) and value <= 0}
+def _start(*sizes: int | None) -> str:
+    """What to do about the number of ranks."""
+    known = [n for n in sizes if n]
+    return f"start {' or '.join(map(str, known))} rank{'' if known == [1] else 's'} (mpirun -n)"

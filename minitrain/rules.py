@@ -42,12 +42,13 @@ def is_legal(rules: Iterable[Rule], config: Config, world_size: int, wrong: Coll
     return all(rule.ask(config, world_size, wrong) is None for rule in rules)
 
 
-def near(name: str, value: int, legal: Callable[[int], bool]) -> str:
-    """`name = 2 or name = 4`: the nearest legal numbers below and above `value`."""
-    reach = 10_000
-    below = next((n for n in range(value - 1, max(0, value - reach), -1) if legal(n)), None)
-    above = next((n for n in range(value + 1, value + reach) if legal(n)), None)
-    return " or ".join(f"{name} = {n}" for n in (below, above) if n is not None)
+def near(name: str, value: int, legal: Callable[[int], bool] = lambda n: True, unit: int = 1) -> str:
+    """`name = 2 or 4`: the nearest legal multiples of `unit` below and above `value`; "" if there is none."""
+    reach = 1000 * unit
+    below = next((n for n in range((value - 1) // unit * unit, 0, -unit) if legal(n)), None)
+    above = next((n for n in range((value // unit + 1) * unit, value + reach + 1, unit) if legal(n)), None)
+    values = " or ".join(str(n) for n in (below, above) if n is not None)
+    return f"{name} = {values}" if values else ""
 
 
 def _width_over_heads(c: Config, world_size: int) -> Breach:
@@ -64,7 +65,7 @@ def _even_head_width(c: Config, world_size: int) -> Breach:
     if c.model.arch != "llama" or width % heads or width // heads % 2 == 0:
         return None
     what = f"rotary embedding turns pairs, but width {width} / {heads} heads = {width // heads} is odd"
-    return what, lambda: near("model.width", width, lambda n: n % (2 * heads) == 0)
+    return what, near("model.width", width, unit=2 * heads)
 
 
 def _heads_over_kv_heads(c: Config, world_size: int) -> Breach:
@@ -98,7 +99,7 @@ def _ranks(c: Config, world_size: int) -> Breach:
     dp, tp, pp = _layout(c)
     if dp * tp * pp == world_size:
         return None
-    started = "1 rank was started" if world_size == 1 else f"{world_size} ranks were started"
+    started = f"{count_ranks(world_size)} {'was' if world_size == 1 else 'were'} started"
     what = f"dp {dp} x tp {tp} x pp {pp} = {dp * tp * pp} ranks, but {started}"
     return what, f"start {dp * tp * pp} (mpirun -n {dp * tp * pp}), or make the product {world_size}"
 
@@ -108,16 +109,20 @@ def _heads_over_tp(c: Config, world_size: int) -> Breach:
     if heads % tp == 0:
         return None
     what = f"{heads} heads do not divide by tp {tp}"
-    return what, lambda: near("parallel.tp", tp, lambda n: heads % n == 0)
+    return what, lambda: near("parallel.tp", tp, lambda n: heads % n == 0 and _kv_heads_fit(c, n))
 
 
 def _kv_heads_over_tp(c: Config, world_size: int) -> Breach:
-    kv, (_, tp, _) = c.model.kv_heads, _layout(c)
-    if kv in (None, c.model.heads) or kv % tp == 0 or tp % kv == 0:
+    heads, (_, tp, _) = c.model.heads, _layout(c)
+    if heads % tp or _kv_heads_fit(c, tp):  # heads that do not divide are another rule's
         return None
-    what = f"{kv} kv_heads and tp {tp}: neither divides the other"
-    heads = c.model.heads
-    return what, lambda: near("parallel.tp", tp, lambda n: heads % n == 0 and (kv % n == 0 or n % kv == 0))
+    what = f"{c.model.kv_heads} kv_heads and tp {tp}: neither divides the other"
+    return what, lambda: near("parallel.tp", tp, lambda n: heads % n == 0 and _kv_heads_fit(c, n))
+
+
+def _kv_heads_fit(c: Config, tp: int) -> bool:
+    kv = c.model.kv_heads
+    return kv is None or kv == c.model.heads or kv % tp == 0 or tp % kv == 0
 
 
 def _at_least(quantity: str, axis: str) -> Callable[[Config, int], Breach]:
@@ -134,7 +139,7 @@ def _at_least(quantity: str, axis: str) -> Callable[[Config, int], Breach]:
 
 def _shard_over_dp(c: Config, world_size: int) -> Breach:
     shard, (dp, _, _) = c.parallel.shard, _layout(c)
-    if shard is None or dp % shard == 0:
+    if shard is None or dp % shard == 0 or c.parallel.zero == 0:  # a shard without zero is another rule's
         return None
     what = f"dp {dp} does not divide by shard {shard}"
     return what, lambda: near("parallel.shard", shard, lambda n: dp % n == 0)
@@ -159,9 +164,9 @@ def _global_batch(c: Config, world_size: int) -> Breach:
     batch, micro, (dp, _, _) = c.train.global_batch, c.train.micro_batch, _layout(c)
     if batch is None or batch % (dp * micro) == 0:
         return None
-    what = f"global_batch {batch} does not divide by dp {dp} x micro_batch {micro}"
+    what = f"global_batch {batch} is no multiple of dp {dp} x micro_batch {micro}"
     also = f", or train.micro_batch = {batch // dp}" if batch % dp == 0 else ""
-    return what, lambda: near("train.global_batch", batch, lambda n: n % (dp * micro) == 0) + also
+    return what, near("train.global_batch", batch, unit=dp * micro) + also
 
 
 def _warmup(c: Config, world_size: int) -> Breach:
@@ -192,6 +197,10 @@ def _min_lr(c: Config, world_size: int) -> Breach:
     return f"min_lr {c.optim.min_lr} is above lr {c.optim.lr}", f"optim.min_lr = {c.optim.lr} or less"
 
 
+def count_ranks(n: int) -> str:
+    return "1 rank" if n == 1 else f"{n} ranks"
+
+
 def is_token_file(path: str | None) -> bool:
     """Whether this is a file of token ids (llm.c), which has no tokenizer."""
     return path is not None and path.endswith(".bin")
@@ -206,12 +215,12 @@ def _layout(c: Config) -> tuple[int, int, int]:
 MODEL_RULES = (
     Rule(("model.width", "model.heads"), _width_over_heads),
     Rule(("model.arch", "model.width", "model.heads"), _even_head_width),
-    Rule(("model.arch", "model.heads", "model.kv_heads"), _heads_over_kv_heads),
+    Rule(("model.heads", "model.kv_heads"), _heads_over_kv_heads),
     Rule(("model.arch", "model.heads", "model.kv_heads"), _gpt2_kv_heads),
     Rule(("model.arch", "model.tied"), _gpt2_tied),
     Rule(("model.vocab", "data.tokenizer", "data.path"), _byte_vocabulary),
 )
-LAYOUT_RULES = (
+LAYOUT_RULES = (  # each reads dp, tp or pp: what these cannot mend is no reason against a layout
     Rule(("parallel.dp", "parallel.tp", "parallel.pp"), _ranks),
     Rule(("parallel.tp", "model.heads"), _heads_over_tp),
     Rule(("parallel.tp", "model.heads", "model.kv_heads"), _kv_heads_over_tp),
@@ -219,11 +228,11 @@ LAYOUT_RULES = (
     Rule(("parallel.tp", "model.vocab"), _at_least("vocab", "tp")),
     Rule(("parallel.tp", "model.ffn"), _at_least("ffn", "tp")),
     Rule(("parallel.dp", "parallel.shard"), _shard_over_dp),
-    Rule(("parallel.zero", "parallel.shard"), _shard_needs_zero),
     Rule(("parallel.sequence", "parallel.tp", "train.micro_batch", "model.seq_len"), _sequence_over_tp),
     Rule(("train.global_batch", "parallel.dp", "train.micro_batch"), _global_batch),
 )
 TRAIN_RULES = (
+    Rule(("parallel.zero", "parallel.shard"), _shard_needs_zero),
     Rule(("optim.warmup", "train.steps"), _warmup),
     Rule(("optim.decay", "optim.schedule"), _decay_is_of_wsd),
     Rule(("optim.decay", "optim.warmup", "train.steps"), _decay),

@@ -23,35 +23,48 @@ def validate(config: Config, world_size: int, doubtful: Collection[str] = ()) ->
 
     A rule is asked only if its fields are right by themselves, so that one mistake is reported once.
     """
-    problems = []
-    wrong = set(doubtful)
-    for name, limits in RANGES.items():
-        value = field_value(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if name not in wrong and not all(v is None or limits.accepts(v) for v in values):
-            problems.append(Problem(f"{name} is {value}, not {limits.text}", name, limits.remedy))
-            wrong.add(name)
+    out = out_of_range(config)
+    wrong = out.keys() | set(doubtful)
+    problems = [problem for name, problem in out.items() if name not in doubtful]
     return problems + breaches(MODEL_RULES + LAYOUT_RULES + TRAIN_RULES, config, world_size, wrong)
 
 
-_POSITIVE = Range(lambda n: n >= 1, "a positive whole number", "give 1 or more")
+def out_of_range(config: Config) -> dict[str, Problem]:
+    """The fields whose numbers are wrong by themselves."""
+    problems = {}
+    for name, limits in RANGES.items():
+        value = field_value(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(v is None or limits.accepts(v) for v in values):
+            problems[name] = Problem(f"{name} is {value}, not {limits.text}", name, limits.remedy)
+    return problems
+
+
+def _whole(least: int, most: int) -> Range:
+    text = f"{least} to {most:,}"
+    return Range(lambda n: least <= n <= most, f"a whole number from {text}", f"give {text}")
+
+
 _COUNT = Range(lambda n: n >= 0, "zero or a positive whole number", "give 0 or more")
 _ABOVE_ZERO = Range(lambda x: 0 < x < math.inf, "a finite number above 0", "give a number above 0")
 _NOT_NEGATIVE = Range(lambda x: 0 <= x < math.inf, "zero or a finite positive number", "give 0 or more")
 _BELOW_ONE = Range(lambda x: 0 <= x < 1, "within 0 <= x < 1", "give a number from 0 to below 1")
 
+# The upper ends are far beyond any model so far, and low enough that whatever is checked takes no time.
 RANGES = {
-    **{f"model.{name}": _POSITIVE for name in ("layers", "width", "heads", "kv_heads")},
-    **{f"model.{name}": _POSITIVE for name in ("ffn", "vocab", "seq_len")},
+    "model.layers": _whole(1, 10_000),
+    **{f"model.{name}": _whole(1, 100_000) for name in ("heads", "kv_heads")},
+    **{f"model.{name}": _whole(1, 10**9) for name in ("width", "ffn", "vocab", "seq_len")},
     **{f"model.{name}": _ABOVE_ZERO for name in ("rope_theta", "norm_eps")},
-    **{f"parallel.{name}": _POSITIVE for name in ("dp", "tp", "pp", "shard")},
-    **{f"train.{name}": _POSITIVE for name in ("steps", "global_batch", "micro_batch")},
-    **{f"train.{name}": _COUNT for name in ("seed", "eval_every", "eval_sequences")},
-    **{f"optim.{name}": _COUNT for name in ("warmup", "decay")},
+    **{f"parallel.{name}": _whole(1, 100_000) for name in ("dp", "tp", "pp", "shard")},
+    **{f"train.{name}": _whole(1, 10**9) for name in ("steps", "global_batch", "micro_batch")},
+    **{f"train.{name}": _whole(0, 10**9) for name in ("eval_every", "eval_sequences")},
+    "train.seed": _COUNT,
+    **{f"optim.{name}": _whole(0, 10**9) for name in ("warmup", "decay")},
     **{f"optim.{name}": _NOT_NEGATIVE for name in ("lr", "weight_decay", "clip", "min_lr")},
     "optim.betas": _BELOW_ONE,
     "optim.eps": _ABOVE_ZERO,
     "data.holdout": _BELOW_ONE,
-    "run.sample_tokens": _COUNT,
+    "run.sample_tokens": _whole(0, 10**9),
     "run.temperature": _NOT_NEGATIVE,
 }

@@ -55,7 +55,10 @@ TOML = [
     Refusal("", ("data.path is 4, not text",), toml="[data]\npath = 4"),
 ]
 NUMBERS = [
-    Refusal("--model.layers 0", ("model.layers is 0, not a positive whole number", "1 or more")),
+    Refusal("--model.layers 0", ("model.layers is 0, not a whole number from 1 to 10,000", "give 1")),
+    Refusal("--model.layers 99999999", ("model.layers is 99999999, not a whole number from 1 to 10,000",)),
+    Refusal(f"--model.width 1{20 * '0'}", ("model.width is 1000",)),
+    Refusal("--parallel.dp 99999999 --collectives threads", ("parallel.dp is 99999999",)),
     Refusal("--train.steps -3", ("train.steps is -3",)),
     Refusal("--train.micro_batch 0", ("train.micro_batch is 0",)),
     Refusal("--train.seed -1", ("train.seed is -1",)),
@@ -71,23 +74,45 @@ NUMBERS = [
     Refusal("--model.rope_theta inf", ("model.rope_theta is inf",)),
 ]
 MODEL = [
+    Refusal("--model.heads 3", ("width 128 does not divide by 3 heads", "model.heads = 2 or 4")),
+    Refusal("--model.width 20", ("width 20 / 4 heads = 5 is odd", "model.width = 16 or 24")),
     Refusal(
-        "--model.heads 3", ("width 128 does not divide by 3 heads", "model.heads = 2 or model.heads = 4")
+        "--model.kv_heads 3",
+        ("4 heads do not divide by 3 kv_heads; model.heads, model.kv_heads;", "= 2 or 4"),
     ),
-    Refusal("--model.width 20", ("width 20 / 4 heads = 5 is odd", "model.width = 16 or model.width = 24")),
-    Refusal("--model.kv_heads 3", ("4 heads do not divide by 3 kv_heads", "= 2 or model.kv_heads = 4")),
     Refusal("--model.arch gpt2 --model.kv_heads 2", ("gpt2 has no grouped heads", "kv_heads is 2")),
     Refusal("--model.arch gpt2 --model.tied false", ("gpt2's head is its embedding matrix",)),
     Refusal("--model.vocab 255", ("bytes tokenizer has 256 ids, but the vocabulary 255",)),
 ]
 LAYOUT = [
-    Refusal("--parallel.tp 2", ("dp 1 x tp 2 x pp 1 = 2 ranks, but 1 rank was started", "mpirun -n 2")),
+    Refusal("--parallel.dp 2", ("dp 2 x tp 1 x pp 1 = 2 ranks, but 1 rank was started", "mpirun -n 2")),
     Refusal("--parallel.dp 2", ("dp 2 x tp 1 x pp 1 = 2 ranks, but 4 ranks were started",), ranks=4),
-    Refusal("--parallel.tp 4 --parallel.pp 3", ("dp 1 x tp 4 x pp 3 = 12 ranks, but 8",), ranks=8),
-    Refusal("--parallel.tp 3", ("4 heads do not divide by tp 3", "= 2 or parallel.tp = 4"), ranks=3),
+    Refusal(
+        "--parallel.tp 2",
+        ("error: tp 2 x pp 1 = 2 does not divide 1 rank;", "start 2 ranks", ", or parallel.tp = 1"),
+    ),
+    Refusal(
+        "--parallel.tp 2",
+        ("error: tp 2 x pp 1 = 2 does not divide 3 ranks;", "start 2 or 4 ranks", ", or parallel.tp = 1"),
+        ranks=3,
+    ),
+    Refusal(
+        "--parallel.tp 4 --parallel.pp 2",
+        (
+            "error: tp 4 x pp 2 = 8 does not divide 4 ranks;",
+            "start 8 ranks (mpirun -n), or parallel.tp = 2, or parallel.pp = 1",
+        ),
+        ranks=4,
+    ),
+    Refusal("--parallel.tp 3", ("4 heads do not divide by tp 3", "parallel.tp = 2 or 4"), ranks=3),
+    Refusal(
+        "--model.heads 3 --model.kv_heads 2 --model.width 96 --parallel.tp 5",
+        ("2 problems", "3 heads do not divide by 2 kv_heads", "3 heads do not divide by tp 5"),
+        ranks=5,
+    ),
     Refusal(
         "--model.heads 12 --model.kv_heads 6 --model.width 96 --parallel.tp 4",
-        ("6 kv_heads and tp 4: neither divides the other", "parallel.tp = 3 or parallel.tp = 6"),
+        ("6 kv_heads and tp 4: neither divides the other", "parallel.tp = 3 or 6"),
         ranks=4,
     ),
     Refusal("--parallel.pp 4", ("layers 2 is less than pp 4", "parallel.pp = 2 or less"), ranks=4),
@@ -95,10 +120,14 @@ LAYOUT = [
     Refusal("--model.vocab 2 --data.path x.bin --parallel.tp 4", ("vocab 2 is less than tp 4",), ranks=4),
     Refusal(
         "--parallel.zero 1 --parallel.shard 3 --parallel.dp 4",
-        ("dp 4 does not divide by shard 3", "parallel.shard = 2 or parallel.shard = 4"),
+        ("dp 4 does not divide by shard 3", "parallel.shard = 2 or 4"),
         ranks=4,
     ),
-    Refusal("--parallel.shard 2 --parallel.dp 4", ("shard is 2, but zero 0 shards nothing",), ranks=4),
+    Refusal(
+        "--parallel.zero 1 --parallel.shard 3",
+        ("error: shard 3 does not divide 4 ranks; parallel.shard; parallel.shard = 2 or 4",),
+        ranks=4,
+    ),
     Refusal(
         "--parallel.sequence true --model.seq_len 5 --train.micro_batch 1 --parallel.tp 4",
         ("5 tokens of a micro-batch", "tp 4 does not divide"),
@@ -106,13 +135,34 @@ LAYOUT = [
     ),
     Refusal(
         "--parallel.dp 4 --train.global_batch 24",
-        ("global_batch 24 does not divide by dp 4 x micro_batch 4", "= 16 or train.global_batch = 32"),
+        ("global_batch 24 is no multiple of dp 4 x micro_batch 4", "train.global_batch = 16 or 32"),
+        ranks=4,
+    ),
+    Refusal("--train.global_batch 6", ("error: global_batch 6 is no multiple of micro_batch 4;", "= 4 or 8")),
+    Refusal(
+        "--train.global_batch 6",
+        ("error: global_batch 6 is no multiple of micro_batch 4;", "= 4 or 8"),
+        ranks=4,
+    ),
+    Refusal("--train.global_batch 6", ("global_batch 6 is no multiple of micro_batch 4", "= 12"), ranks=3),
+    Refusal(
+        "--train.global_batch 16 --train.micro_batch 3",
+        ("error: global_batch 16 is no multiple of micro_batch 3;", "train.global_batch = 15 or 18"),
+    ),
+    Refusal(
+        "--train.global_batch 4 --parallel.zero 1 --parallel.shard 2",
+        ("error: global_batch 4 is no multiple of shard 2 x micro_batch 4;", "train.global_batch = 8"),
         ranks=4,
     ),
     Refusal("--train.global_batch 8", ("no layout of 6 ranks is legal", "start 4 or 8 ranks"), ranks=6),
+    Refusal(
+        "--model.layers 1 --model.heads 1 --train.global_batch 4", ("start 1 rank (mpirun -n)",), ranks=2
+    ),
     Refusal("--collectives threads", ("threads are the ranks of one process, but 4 processes",), ranks=4),
 ]
 TRAINING = [
+    Refusal("--parallel.shard 2", ("error: shard is 2, but zero 0 shards nothing",), ranks=4),
+    Refusal("--parallel.shard 3 --parallel.dp 4", ("error: shard is 3, but zero 0 shards nothing",), ranks=4),
     Refusal("--train.steps 10 --optim.warmup 11", ("warmup 11 is longer than 10 steps", "optim.warmup = 10")),
     Refusal("--optim.decay 10", ("decay belongs to schedule wsd, but the schedule is linear",)),
     Refusal(

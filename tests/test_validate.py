@@ -1,5 +1,6 @@
 """The rules of a configuration: each has a case that breaks it, and what a message advises breaks none."""
 
+import itertools
 import re
 from dataclasses import fields, replace
 
@@ -13,7 +14,7 @@ from minitrain.config import Config, ModelConfig, ParallelConfig, TrainConfig
 from minitrain.errors import MinitrainError
 from minitrain.fields import known_fields
 from minitrain.prepare import prepare
-from minitrain.resolve import resolve
+from minitrain.resolve import AXES, resolve
 from minitrain.rules import LAYOUT_RULES, MODEL_RULES, TRAIN_RULES, Rule, near
 from minitrain.settings import read_settings
 from minitrain.validate import RANGES, validate
@@ -49,6 +50,11 @@ def test_every_rule_is_broken_by_a_case_of_the_table(rule: Rule) -> None:
     assert any(rule.ask(config_of(case), case.ranks, ()) for case in JUDGED)
 
 
+def test_rules_of_the_layout_are_about_the_layout() -> None:
+    for rule in LAYOUT_RULES:
+        assert AXES & set(rule.fields)
+
+
 def test_a_number_that_is_wrong_by_itself_is_reported_once() -> None:
     for line in (
         "--model.heads 0",
@@ -60,23 +66,43 @@ def test_a_number_that_is_wrong_by_itself_is_reported_once() -> None:
         assert problems_of(line, 4) == [line.split()[0].lstrip("-")]
 
 
-ADVICE = re.compile(r"((?:model|parallel|train|optim)\.\w+) = (\d+)")
+ADVICE = re.compile(r"((?:model|parallel|train|optim)\.\w+) = (\d+)(?: or (\d+))?")
 
 
 @pytest.mark.parametrize("case", JUDGED, ids=lambda case: case.arguments)
 def test_the_values_advised_end_the_problem(case: Refusal) -> None:
     config = config_of(case)
     for problem in validate(config, case.ranks):
-        for name, value in ADVICE.findall(problem.remedy):
+        for name, *values in ADVICE.findall(problem.remedy):
             section, field = name.split(".")
-            table = replace(getattr(config, section), **{field: int(value)})
-            better = validate(replace(config, **{section: table}), case.ranks)
-            assert problem.where not in {other.where for other in better}
+            for value in filter(None, values):
+                table = replace(getattr(config, section), **{field: int(value)})
+                better = validate(replace(config, **{section: table}), case.ranks)
+                assert problem.where not in {other.where for other in better}
+
+
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_the_values_advised_give_a_layout(ranks: int) -> None:
+    """Where no layout was found for lack of a dp, one of the values of every remedy finds one."""
+    found = 0
+    for batch, micro, zero, shard in itertools.product((4, 6, 24), (1, 3, 4), (0, 1), (None, 2, 3)):
+        train = TrainConfig(global_batch=batch, micro_batch=micro)
+        config = Config(train=train, parallel=ParallelConfig(zero=zero, shard=shard))  # type: ignore[arg-type]
+        problems = resolve(config, {}, ranks).problems
+        if len(problems) == 1 and problems[0].where == "train.global_batch, train.micro_batch":
+            found += 1
+            ((_, *values),) = ADVICE.findall(problems[0].remedy)
+            for value in filter(None, values):
+                better = replace(config, train=replace(train, global_batch=int(value)))
+                assert not resolve(better, {}, ranks).problems
+    assert found
 
 
 def test_near() -> None:
-    assert near("x", 5, lambda n: 12 % n == 0) == "x = 4 or x = 6"
-    assert near("x", 1, lambda n: n % 2 == 0) == "x = 2"
+    assert near("x", 5, lambda n: 12 % n == 0) == "x = 4 or 6"
+    assert near("x", 1, lambda n: n % 2 == 0) == near("x", 1, unit=2) == "x = 2"
+    assert near("x", 8, unit=4) == "x = 4 or 12" and near("x", 9, unit=4) == "x = 8 or 12"
+    assert near("x", 10**6, lambda n: n == 1) == "x = 1"
     assert near("x", 20, lambda n: 12 % n == 0) == "x = 12"
 
 
