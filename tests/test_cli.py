@@ -326,6 +326,25 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(
     assert done.stderr.startswith(PREFIX + says) and done.stderr.count(PREFIX) == 1
 
 
+@pytest.mark.parametrize("n_bytes, file", [(0, "config.toml"), (2048, "metrics.jsonl")])
+def test_a_full_disk_is_named_in_one_line(n_bytes: int, file: str, tmp_path: Path) -> None:
+    """Files that may not grow stand for a disk without space."""
+    code = f"""
+        import resource, subprocess, sys
+        arguments = "--run.dir new/d --train.steps 20 --data.holdout 0 --run.progress none"
+        done = subprocess.run(
+            [sys.executable, "-m", "minitrain", *arguments.split()], stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes})),
+        )
+        print(done.returncode, done.stderr)
+    """
+    said = run_python(textwrap.dedent(code), cwd=tmp_path, timeout=SOON).stdout
+    assert said.startswith(f"2 {PREFIX}cannot write new/d/{file}: File too large; run.dir; free space")
+    assert len(said.split("\n")) == 3, "one line"
+    assert (tmp_path / "new").exists() == (n_bytes > 0), "a start that fails leaves nothing behind"
+
+
 def test_a_closed_standard_output_does_not_end_training(tmp_path: Path) -> None:
     code = """
         import os, subprocess, sys

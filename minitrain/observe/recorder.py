@@ -3,10 +3,11 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol
 
 from minitrain.config import Config
 from minitrain.config_text import to_toml
@@ -72,22 +73,13 @@ class Recorder:
         self.notices = list(notices)
 
     def begin(self, config: Config) -> None:
-        """Starts the files and prints the banner. Raises ConfigError if `run.dir` cannot be used."""
+        """Starts the files and prints the banner. Raises ConfigError if `run.dir` cannot be used, as does
+        every later call that cannot write.
+        """
         assert config.run.dir is not None and config.train.global_batch is not None
         self.config, self.directory = config, Path(config.run.dir)
         self.tokens_a_step = config.train.global_batch * config.model.seq_len
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self.metrics: TextIO = open(self.directory / METRICS, "x", encoding="utf-8")
-            (self.directory / "config.toml").write_text(to_toml(_repeatable(config)), encoding="utf-8")
-        except FileExistsError as error:
-            problem = Problem(f"{self.directory} holds a run already", "run.dir", "choose another run.dir")
-            raise ConfigError([problem]) from error
-        except OSError as error:
-            problem = Problem(
-                f"cannot write {error.filename}: {error.strerror}", "run.dir", "choose another run.dir"
-            )
-            raise ConfigError([problem]) from error
+        self._start_files()
         say(banner(config, self.notices))
         self.progress: Progress = make_progress(config.run.progress, config.train.steps)
         self.started = time.perf_counter()
@@ -108,19 +100,52 @@ class Recorder:
     def sample(self, text: str) -> None:
         """Text that the trained model has written."""
         self.progress.end()
-        (self.directory / "samples.txt").write_text(text + "\n", encoding="utf-8")
+        with _writing(self.directory / "samples.txt") as path:
+            path.write_text(text + "\n", encoding="utf-8")
         say(f"\nsample\n{_shown(text)}\n")
 
     def end(self) -> None:
         """The last line."""
         self.progress.end()
-        self.metrics.close()
         minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
         say(f"done in {minutes}:{seconds:02}, see {self.directory}")
 
+    def _start_files(self) -> None:
+        """metrics.jsonl first, which no two runs can make; without config.toml it does not stay."""
+        metrics, partial = self.directory / METRICS, self.directory / "config.toml.partial"
+        try:
+            with _writing(metrics):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                metrics.touch(exist_ok=False)
+        except FileExistsError as error:
+            problem = Problem(f"{self.directory} holds a run already", "run.dir", "choose another run.dir")
+            raise ConfigError([problem]) from error
+        try:
+            with _writing(self.directory / "config.toml") as path:
+                partial.write_text(to_toml(_repeatable(self.config)), encoding="utf-8")
+                partial.replace(path)
+        except ConfigError:
+            for path in (partial, metrics):
+                path.unlink(missing_ok=True)
+            raise
+
     def _write(self, entry: dict[str, Any]) -> None:
-        self.metrics.write(json.dumps(_valid(entry), allow_nan=False) + "\n")
-        self.metrics.flush()
+        line = json.dumps(_valid(entry), allow_nan=False) + "\n"
+        with _writing(self.directory / METRICS) as path, path.open("a", encoding="utf-8") as metrics:
+            metrics.write(line)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """What cannot be written there is explained to the user; a name that is taken is not: FileExistsError."""
+    try:
+        yield path
+    except FileExistsError:
+        raise
+    except OSError as error:
+        what = f"cannot write {path}: {error.strerror}"
+        remedy = "free space there or check its permissions, or choose another run.dir"
+        raise ConfigError([Problem(what, "run.dir", remedy)]) from error
 
 
 def step_line(metrics: StepMetrics, steps: int, speed: float | None) -> str:

@@ -4,9 +4,11 @@ import io
 import json
 import math
 import os
+import resource
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,11 +39,21 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def recorder(config: Config) -> Iterator[Recorder]:
+def recorder(config: Config) -> Recorder:
     recorder = Recorder(["a notice"])
     recorder.begin(config)
-    yield recorder
-    recorder.metrics.close()
+    return recorder
+
+
+@contextmanager
+def no_file_longer_than(n_bytes: int) -> Iterator[None]:
+    """Stands for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def lines_of(directory: Path) -> list[dict[str, object]]:
@@ -98,6 +110,30 @@ def test_a_directory_that_cannot_be_made_is_refused(config: Config, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="Not a directory"):
         Recorder().begin(replace(config, run=replace(config.run, dir=str(tmp_path / "file" / "run"))))
+
+
+@pytest.mark.parametrize("before", [{}, {"config.toml": "[train]", "notes": ""}])
+def test_a_start_that_fails_leaves_what_was_there(
+    before: dict[str, str], config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name, text in before.items():
+        (tmp_path / "run" / name).write_text(text)
+    with no_file_longer_than(0), pytest.raises(ConfigError, match=r"cannot write .*config\.toml: .* space"):
+        Recorder().begin(config)
+    assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_disk_that_fills_up_is_named(recorder: Recorder) -> None:
+    for call, name in [
+        (lambda: recorder.step(METRICS), "metrics.jsonl"),
+        (lambda: recorder.evaluation(1, 1.5), "metrics.jsonl"),
+        (lambda: recorder.sample("text"), "samples.txt"),
+    ]:
+        with no_file_longer_than(0), pytest.raises(ConfigError) as caught:
+            call()
+        ((what, _, remedy),) = caught.value.problems
+        assert what.startswith(f"cannot write {recorder.directory / name}: ") and "space" in remedy
 
 
 def test_what_is_printed(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
