@@ -158,8 +158,14 @@ def step_line(metrics: StepMetrics, steps: int, speed: float | None) -> str:
 
 
 def _repeatable(config: Config) -> Config:
-    """Without the directory, which a second run cannot have too."""
-    return replace(config, run=replace(config.run, dir=None))
+    """With absolute paths, and without the run's own directory, which a second run cannot have too."""
+    data = replace(config.data, path=_absolute(config.data.path))
+    run = replace(config.run, dir=None, init_from=_absolute(config.run.init_from))
+    return replace(config, data=data, run=run)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def _valid(value: Any) -> Any:

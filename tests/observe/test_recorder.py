@@ -98,6 +98,17 @@ def test_config_toml_repeats_the_run_elsewhere(recorder: Recorder, config: Confi
     assert resolve(said.config, said.given, 1).config == replace(config, run=replace(config.run, dir=None))
 
 
+def test_config_toml_repeats_the_run_from_any_directory(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = replace(config.run, dir="run", init_from="weights")
+    Recorder().begin(replace(config, run=run, data=replace(config.data, path="../text")))
+    tables = tomllib.loads(Path("run/config.toml").read_text())
+    assert tables["run"]["init_from"] == str(tmp_path / "weights")
+    assert tables["data"]["path"] == f"{tmp_path}/../text"
+
+
 def test_a_directory_with_a_run_is_left_as_it_is(config: Config, recorder: Recorder) -> None:
     recorder.step(METRICS)
     before = {path: path.read_bytes() for path in recorder.directory.iterdir()}
