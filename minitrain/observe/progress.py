@@ -27,9 +27,18 @@ def make_progress(
 ) -> Progress:
     """The display of `run.progress`; `auto` is a bar where a person watches a terminal, else lines."""
     if kind == "auto":
-        watched = (terminal or sys.stderr).isatty() and not any(name in environ for name in UNATTENDED)
+        watched = _has_size(terminal or sys.stderr) and not any(name in environ for name in UNATTENDED)
         kind = "bar" if watched else "plain"
     return Bar(steps) if kind == "bar" else Lines() if kind == "plain" else Quiet()
+
+
+def _has_size(stream: TextIO) -> bool:
+    """Whether it is a terminal, and one that says how large it is: a bar fits in no other."""
+    try:
+        columns, rows = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):  # no terminal; no file at all
+        return False
+    return columns > 0 and rows > 0
 
 
 class Lines:

@@ -6,11 +6,14 @@ import math
 import os
 import resource
 import sys
+import tempfile
+import termios
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -179,27 +182,44 @@ def test_the_other_ranks_write_nothing(
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+@contextmanager
+def a_stream(kind: str) -> Iterator[TextIO]:
+    """A terminal of so many rows and columns, or else something that is none."""
+    if kind == "no file":
+        yield io.StringIO()
+        return
+    if kind == "file":
+        with tempfile.TemporaryFile("w") as file:
+            yield file
+        return
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, tuple(map(int, kind.split("x"))))
+    with open(slave, "w") as terminal:
+        yield terminal
+    os.close(master)
 
 
-@pytest.mark.parametrize("kind, environ, terminal, display", [
-    ("auto", {}, Terminal(), Bar),
-    ("auto", {}, io.StringIO(), Lines),
-    ("auto", {"OMPI_COMM_WORLD_SIZE": "8"}, Terminal(), Lines),
-    ("auto", {"SLURM_JOB_ID": "1"}, Terminal(), Lines),
-    ("auto", {"CI": "true"}, Terminal(), Lines),
-    ("bar", {"CI": "true"}, io.StringIO(), Bar),
-    ("plain", {}, Terminal(), Lines),
-    ("none", {}, Terminal(), Quiet),
+@pytest.mark.parametrize("kind, environ, stream, display", [
+    ("auto", {}, "24x80", Bar),
+    ("auto", {}, "0x0", Lines),
+    ("auto", {}, "24x0", Lines),
+    ("auto", {}, "0x80", Lines),
+    ("auto", {}, "file", Lines),
+    ("auto", {}, "no file", Lines),
+    ("auto", {"OMPI_COMM_WORLD_SIZE": "8"}, "24x80", Lines),
+    ("auto", {"SLURM_JOB_ID": "1"}, "24x80", Lines),
+    ("auto", {"CI": "true"}, "24x80", Lines),
+    ("bar", {"CI": "true"}, "file", Bar),
+    ("plain", {}, "24x80", Lines),
+    ("none", {}, "24x80", Quiet),
 ])  # fmt: skip
 def test_a_bar_only_where_somebody_watches(
-    kind: str, environ: dict[str, str], terminal: io.StringIO, display: type
+    kind: str, environ: dict[str, str], stream: str, display: type
 ) -> None:
-    progress = make_progress(kind, 3, environ, terminal)
-    assert type(progress) is display
-    progress.end()
+    with a_stream(stream) as terminal:
+        progress = make_progress(kind, 3, environ, terminal)
+        assert type(progress) is display
+        progress.end()
 
 
 def test_quiet_hides_steps_only(capsys: pytest.CaptureFixture[str]) -> None:
