@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from minitrain.comm.agree import broadcast_text
@@ -61,7 +62,8 @@ def _train(job: Job, world: World) -> None:
     config = from_json(job.config)
 
     def on_rank(world: World) -> None:
-        train(config, world, Recorder(job.notices) if world.rank == 0 else SilentRecorder())
+        with closing(Recorder(job.notices) if world.rank == 0 else SilentRecorder()) as recorder:
+            train(config, world, recorder)
 
     try:
         if config.collectives == "threads":

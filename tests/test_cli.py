@@ -14,6 +14,7 @@ from minitrain.cli import main
 from minitrain.config import Config
 from minitrain.errors import DataError, MinitrainError, render
 from minitrain.launch import LAUNCHERS
+from minitrain.observe.recorder import AnyRecorder
 from minitrain.prepare import prepare
 
 PREFIX = "minitrain: error: "
@@ -227,6 +228,20 @@ def test_interrupt_has_no_traceback(
     monkeypatch.setitem(sys.modules, "minitrain.train", stub)
     assert main([]) == 130
     assert capsys.readouterr().err == "minitrain: interrupted\n"
+
+
+def test_an_error_does_not_stand_behind_the_bar(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks_after_the_start(config: Config, world: object, recorder: AnyRecorder) -> None:
+        recorder.begin(config)
+        raise DataError("a", "b", "c")
+
+    stub = types.ModuleType("minitrain.train")
+    stub.train = breaks_after_the_start  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "minitrain.train", stub)
+    assert main(["--run.progress", "bar"]) == 3
+    assert capsys.readouterr().err.endswith(f"\n{PREFIX}a; b; c\n")
 
 
 # As processes, alone and under mpirun

@@ -14,7 +14,7 @@ from minitrain.config_text import to_toml
 from minitrain.errors import ConfigError, Problem
 from minitrain.observe.banner import banner
 from minitrain.observe.console import say
-from minitrain.observe.progress import Progress, make_progress
+from minitrain.observe.progress import Progress, Quiet, make_progress
 from minitrain.observe.run_directory import METRICS
 
 
@@ -65,12 +65,16 @@ class SilentRecorder:
     def end(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 class Recorder:
     """Writes the run directory and prints. `notices` go to the banner: what `config` does not show."""
 
     def __init__(self, notices: Sequence[str] = ()) -> None:
         self.notices = list(notices)
+        self.progress: Progress = Quiet()  # before there are steps
 
     def begin(self, config: Config) -> None:
         """Starts the files and prints the banner. Raises ConfigError if `run.dir` cannot be used, as does
@@ -81,7 +85,7 @@ class Recorder:
         self.tokens_a_step = config.train.global_batch * config.model.seq_len
         self._start_files()
         say(banner(config, self.notices))
-        self.progress: Progress = make_progress(config.run.progress, config.train.steps)
+        self.progress = make_progress(config.run.progress, config.train.steps)
         self.started = time.perf_counter()
 
     def step(self, metrics: StepMetrics) -> None:
@@ -109,6 +113,10 @@ class Recorder:
         self.progress.end()
         minutes, seconds = divmod(round(time.perf_counter() - self.started), 60)
         say(f"done in {minutes}:{seconds:02}, see {self.directory}")
+
+    def close(self) -> None:
+        """Whichever way the run ends: what is printed from now on starts a line of its own."""
+        self.progress.end()
 
     def _start_files(self) -> None:
         """metrics.jsonl first, which no two runs can make; without config.toml it does not stay."""
