@@ -72,15 +72,15 @@ def _batch(config: Config) -> str:
     train, dp, T = config.train, config.parallel.dp, config.model.seq_len
     assert train.global_batch and dp
     micro_steps = train.global_batch // (dp * train.micro_batch)
-    split = f"{_count(dp, 'replica')} x {_count(micro_steps, 'micro-batch', 'es')} of {train.micro_batch}"
-    return f"{train.global_batch} sequences of {T} = {train.global_batch * T:,} tokens a step ({split})"
+    split = f"{_count(dp, 'replica')} x {_count(micro_steps, 'micro-batch', 'es')} of {train.micro_batch:,}"
+    return f"{train.global_batch:,} sequences of {T:,} = {train.global_batch * T:,} tokens a step ({split})"
 
 
 def _optimizer(config: Config) -> str:
     optim, steps = config.optim, config.train.steps
     schedule = optim.schedule if optim.schedule == "constant" else f"{optim.schedule} to {optim.min_lr:g}"
     clip = f"clip {optim.clip:g}" if optim.clip else "no clipping"
-    rest = f"{optim.warmup} of warm-up, weight decay {optim.weight_decay:g}, {clip}"
+    rest = f"{optim.warmup:,} of warm-up, weight decay {optim.weight_decay:g}, {clip}"
     return f"{optim.name}, lr {optim.lr:g} {schedule}, {_count(steps, 'step')}, {rest}"
 
 
@@ -104,9 +104,10 @@ def _table(config: Config) -> list[str]:
     n_ranks = p.dp * p.pp * p.tp
     if n_ranks == 1:
         return []
-    shown = list(range(n_ranks))
-    if n_ranks > MOST_ROWS:
-        shown[MOST_ROWS - 4 : -3] = [GAP]
+    if n_ranks <= MOST_ROWS:
+        shown = [*range(n_ranks)]
+    else:
+        shown = [*range(MOST_ROWS - 4), GAP, *range(n_ranks - 3, n_ranks)]
     header = ("rank", "dp", "pp", "tp", "layers", "heads", "ffn", "embedding", "head")
     rows = [header] + [("...",) + ("",) * 8 if rank == GAP else _row(config, rank) for rank in shown]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]

@@ -58,6 +58,9 @@ def test_what_differs_is_said() -> None:
     assert "nothing held out" in text(1, data=DataConfig(holdout=0))
     assert "x.txt" in text(1, data=DataConfig(path="x.txt"))
     assert "no clipping" in text(1, optim=OptimConfig(clip=0))
+    assert " 65,536 sequences of 4,096 =" in text(
+        1, train=TrainConfig(global_batch=65536), model=ModelConfig(seq_len=4096)
+    )
     assert "4 heads (2 kv)" in text(1, model=ModelConfig(kv_heads=2))
 
 
@@ -65,7 +68,8 @@ def test_one_rank_needs_no_table_and_many_are_cut_short() -> None:
     assert "rank  dp" not in text(1)
     many = rows(text(64, parallel=ParallelConfig(tp=4, pp=2)))
     assert len(many) == 16 and ["..."] in many
-    assert many[0][0] == "0" and many[-1][0] == "63"
+    assert [row[0] for row in many] == [*map(str, range(12)), "...", "61", "62", "63"]
+    assert rows(text(10**12, parallel=ParallelConfig(dp=10**12)))[-1][0] == str(10**12 - 1)
 
 
 @pytest.mark.parametrize("dp, pp, tp, shard", [(2, 2, 2, 2), (4, 1, 2, 2), (1, 2, 4, 1), (2, 3, 1, 1)])
