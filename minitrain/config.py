@@ -62,7 +62,7 @@ class OptimConfig:
     weight_decay: float = 0.1  # decoupled, in units of lr, on matrices only
     clip: float = 1.0  # global gradient norm to clip to (0: off)
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "linear"  # learning rate after warm-up
-    warmup: int = 50  # steps of linear warm-up
+    warmup: int | None = None  # steps of linear warm-up (default: 50, or a tenth of steps if that is less)
     decay: int | None = None  # steps of the final linear decay of wsd (default: a fifth of steps)
     min_lr: float = 0.0  # learning rate at the last step (absolute)
 

@@ -133,7 +133,7 @@ def _show_dry_run(config: Config, notices: list[str]) -> None:
     check_all_ids(tokens, config.model.vocab)
     split(tokens, config.data.holdout, config.model.seq_len)
     say(banner(config, notices))
-    say("dry run: everything fits, nothing was started")
+    say("dry run: the configuration is legal and its data can be read; nothing was started")
 
 
 def _prepare_other(arguments: Arguments, n_processes: int) -> Job:
@@ -142,8 +142,9 @@ def _prepare_other(arguments: Arguments, n_processes: int) -> Job:
         what = f"{arguments.command} runs in one process, but {n_processes} were started"
         problems.append(Problem(what, "command line", "start it without mpirun"))
     if arguments.command == "generate":
-        if rest["tokens"] < 0 or rest["seed"] < 0:
-            problems.append(Problem("--tokens or --seed is negative", "command line", "give 0 or more"))
+        for name in ("tokens", "seed"):
+            if rest[name] < 0:
+                problems.append(Problem(f"--{name} is {rest[name]}", "command line", "give 0 or more"))
         if not 0 <= rest["temperature"] < math.inf:
             what = f"--temperature is {rest['temperature']}"
             problems.append(Problem(what, "command line", "give a finite number, 0 or more"))

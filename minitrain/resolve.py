@@ -14,6 +14,7 @@ from minitrain.validate import out_of_range
 
 AXES = {"parallel.dp", "parallel.tp", "parallel.pp"}
 GLOBAL_BATCH = 16  # sequences, if nothing else is asked for and dp x micro_batch divides it
+WARMUP = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,8 @@ def resolve(
             min(pretrained.seq_len, config.model.seq_len) if "model.seq_len" in given else pretrained.seq_len
         )
         config = replace(config, model=replace(pretrained, seq_len=seq_len))
-    config = replace(config, model=fill_model(config.model))
-    optim, notices = _fill_optim(config.optim, config.train.steps, given)
-    config = replace(config, optim=optim)
+    optim = _fill_optim(config.optim, config.train.steps)
+    config = replace(config, model=fill_model(config.model), optim=optim)
 
     parallel, doubtful = config.parallel, set(doubtful)
     wrong = doubtful | out_of_range(config).keys()
@@ -71,7 +71,7 @@ def resolve(
         if parallel.dp is None and not wrong & AXES and world_size % (tp * pp):
             problems.append(_no_dp(config, tp, pp, world_size, wrong))
             doubtful.add("parallel.dp")
-    filled = with_layout(config, *(layout or (1, 1, 1)))
+    filled, notices = with_layout(config, *(layout or (1, 1, 1))), []
     batch = filled.train.global_batch
     if config.train.global_batch is None and batch != GLOBAL_BATCH and layout:
         notices.append(f"global_batch {batch}: the default {GLOBAL_BATCH}, rounded up to dp x micro_batch")
@@ -136,15 +136,13 @@ def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _fill_optim(optim: OptimConfig, steps: int, given: dict[str, Any]) -> tuple[OptimConfig, list[str]]:
-    """Warm-up by default is no longer than the run; the decay of wsd is a fifth of it, after the warm-up."""
-    notices = []
-    if "optim.warmup" not in given and optim.warmup > steps > 0:
-        notices.append(f"warm-up takes all {steps} steps: the default {optim.warmup} is longer than the run")
-        optim = replace(optim, warmup=steps)
-    if optim.schedule == "wsd" and optim.decay is None:
-        optim = replace(optim, decay=max(0, min(steps // 5, steps - optim.warmup)))
-    return optim, notices
+def _fill_optim(optim: OptimConfig, steps: int) -> OptimConfig:
+    """Warm-up is a tenth of the run and no more than WARMUP; the decay of wsd a fifth, after the warm-up."""
+    warmup = max(0, min(WARMUP, steps // 10)) if optim.warmup is None else optim.warmup
+    decay = optim.decay
+    if optim.schedule == "wsd" and decay is None:
+        decay = max(0, min(steps // 5, steps - warmup))
+    return replace(optim, warmup=warmup, decay=decay)
 
 
 def _contradictions(pretrained: ModelConfig, given: dict[str, Any]) -> list[Problem]:

@@ -6,7 +6,7 @@ A rule returns None, or what is wrong and what to do. The tables at the end say 
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
-from minitrain.config import Config
+from minitrain.config import Config, ModelConfig, OptimConfig
 from minitrain.errors import Problem
 from minitrain.fields import field_value
 
@@ -170,7 +170,7 @@ def _global_batch(c: Config, world_size: int) -> Breach:
 
 
 def _warmup(c: Config, world_size: int) -> Breach:
-    if c.optim.warmup <= c.train.steps:
+    if c.optim.warmup is None or c.optim.warmup <= c.train.steps:
         return None
     what = f"warmup {c.optim.warmup} is longer than {c.train.steps} steps"
     return what, f"optim.warmup = {c.train.steps} or less"
@@ -184,8 +184,10 @@ def _decay_is_of_wsd(c: Config, world_size: int) -> Breach:
 
 
 def _decay(c: Config, world_size: int) -> Breach:
+    if c.optim.warmup is None or c.optim.decay is None or c.optim.schedule != "wsd":
+        return None
     left = c.train.steps - c.optim.warmup
-    if c.optim.decay is None or c.optim.schedule != "wsd" or c.optim.decay <= left or left < 0:
+    if c.optim.decay <= left or left < 0:
         return None
     what = f"decay {c.optim.decay} and warmup {c.optim.warmup} are longer than {c.train.steps} steps"
     return what, f"optim.decay = {left} or less"
@@ -195,6 +197,26 @@ def _min_lr(c: Config, world_size: int) -> Breach:
     if c.optim.min_lr <= c.optim.lr:
         return None
     return f"min_lr {c.optim.min_lr} is above lr {c.optim.lr}", f"optim.min_lr = {c.optim.lr} or less"
+
+
+def _of_adamw(field: str) -> Callable[[Config, int], Breach]:
+    """Asked for is what differs from the default: config.toml, to be read again, holds the default too."""
+
+    def breach(c: Config, world_size: int) -> Breach:
+        if c.optim.name == "adamw" or getattr(c.optim, field) == getattr(OptimConfig(), field):
+            return None
+        return (
+            f"{field} belongs to adamw, but the optimizer is {c.optim.name}",
+            f"leave {field} out, or choose adamw",
+        )
+
+    return breach
+
+
+def _rope_theta_is_of_llama(c: Config, world_size: int) -> Breach:
+    if c.model.arch == "llama" or c.model.rope_theta == ModelConfig().rope_theta:
+        return None
+    return "gpt2 has no rotary embedding, but rope_theta is given", "leave rope_theta out, or choose llama"
 
 
 def count_ranks(n: int) -> str:
@@ -218,6 +240,7 @@ MODEL_RULES = (
     Rule(("model.heads", "model.kv_heads"), _heads_over_kv_heads),
     Rule(("model.arch", "model.heads", "model.kv_heads"), _gpt2_kv_heads),
     Rule(("model.arch", "model.tied"), _gpt2_tied),
+    Rule(("model.rope_theta", "model.arch"), _rope_theta_is_of_llama),
     Rule(("model.vocab", "data.tokenizer", "data.path"), _byte_vocabulary),
 )
 LAYOUT_RULES = (  # each reads dp, tp or pp: what these cannot mend is no reason against a layout
@@ -237,4 +260,6 @@ TRAIN_RULES = (
     Rule(("optim.decay", "optim.schedule"), _decay_is_of_wsd),
     Rule(("optim.decay", "optim.warmup", "train.steps"), _decay),
     Rule(("optim.min_lr", "optim.lr"), _min_lr),
+    Rule(("optim.betas", "optim.name"), _of_adamw("betas")),
+    Rule(("optim.eps", "optim.name"), _of_adamw("eps")),
 )

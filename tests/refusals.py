@@ -38,7 +38,8 @@ ARGUMENTS = [
     Refusal("generate", ("required: DIR, --prompt",)),
     Refusal("generate x --prompt hi --tokens many", ("invalid int value: 'many'",)),
     Refusal("generate x --prompt hi --temperature -1", ("--temperature is -1.0",)),
-    Refusal("generate x --prompt hi --tokens -1", ("negative",)),
+    Refusal("generate x --prompt hi --tokens -1", ("error: --tokens is -1;", "give 0 or more")),
+    Refusal("generate x --prompt hi --seed -2", ("error: --seed is -2;", "give 0 or more")),
     Refusal("generate x --prompt hi", ("generate runs in one process, but 4 were started",), ranks=4),
     Refusal("convert upside-down a b", ("invalid choice: 'upside-down'", "from-hf")),
     Refusal("convert from-hf a ./a", ("SRC and DST are the same",)),
@@ -82,6 +83,7 @@ MODEL = [
     ),
     Refusal("--model.arch gpt2 --model.kv_heads 2", ("gpt2 has no grouped heads", "kv_heads is 2")),
     Refusal("--model.arch gpt2 --model.tied false", ("gpt2's head is its embedding matrix",)),
+    Refusal("--model.arch gpt2 --model.rope_theta 1e6", ("gpt2 has no rotary", "leave rope_theta out")),
     Refusal("--model.vocab 255", ("bytes tokenizer has 256 ids, but the vocabulary 255",)),
 ]
 LAYOUT = [
@@ -164,6 +166,8 @@ TRAINING = [
     Refusal("--parallel.shard 2", ("error: shard is 2, but zero 0 shards nothing",), ranks=4),
     Refusal("--parallel.shard 3 --parallel.dp 4", ("error: shard is 3, but zero 0 shards nothing",), ranks=4),
     Refusal("--train.steps 10 --optim.warmup 11", ("warmup 11 is longer than 10 steps", "optim.warmup = 10")),
+    Refusal("--optim.name sgd --optim.betas 0.8 0.9", ("betas belongs to adamw, but the optimizer is sgd",)),
+    Refusal("--optim.name sgd --optim.eps 1e-6", ("eps belongs to adamw", "leave eps out, or choose adamw")),
     Refusal("--optim.decay 10", ("decay belongs to schedule wsd, but the schedule is linear",)),
     Refusal(
         "--train.steps 50 --optim.warmup 20 --optim.schedule wsd --optim.decay 40",
@@ -177,6 +181,10 @@ SURROUNDINGS = [
     Refusal("--run.dir link/below", ("link is a link to nothing; run.dir",)),
     Refusal("--data.path=", ("data.path is empty",)),
     Refusal("--run.export_hf d --run.dir d", ("would lie in d",)),
+    Refusal("--run.export_hf file/x", ("cannot be made (Not a directory); file/x",), exit_code=4),
+    Refusal("--run.export_hf /proc/x", ("cannot be made", "/proc/x"), exit_code=4),
+    Refusal("--run.export_hf link", ("a file or link of that name",), exit_code=4),
+    Refusal("--run.export_hf link/x/y", ("cannot be made (File exists); link/x/y",), exit_code=4),
     Refusal("--run.export_hf full", ("not empty", "full"), exit_code=4),
     Refusal("--run.init_from nowhere", ("nowhere",), exit_code=4),
     Refusal("--dry-run --data.path nowhere.txt", ("data.path is not there; nowhere.txt",), exit_code=3),

@@ -6,7 +6,7 @@ import pytest
 
 from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
 from minitrain.fields import known_fields
-from minitrain.resolve import GLOBAL_BATCH, Resolved, fill_model, resolve
+from minitrain.resolve import GLOBAL_BATCH, WARMUP, Resolved, fill_model, resolve
 from minitrain.validate import validate
 
 
@@ -61,6 +61,10 @@ def test_the_help_names_the_default_batch() -> None:
     assert f"default: {GLOBAL_BATCH}," in known_fields()["train.global_batch"].help
 
 
+def test_the_help_names_the_default_warm_up() -> None:
+    assert f"default: {WARMUP}, or a tenth" in known_fields()["optim.warmup"].help
+
+
 def test_shard_is_all_of_dp_under_zero_only() -> None:
     for zero, shard in ((0, 1), (1, 4), (3, 4)):
         config = Config(parallel=ParallelConfig(dp=4, zero=zero))  # type: ignore[arg-type]
@@ -83,9 +87,8 @@ def test_schedule_lengths_that_follow() -> None:
         config = Config(train=TrainConfig(steps=steps), optim=OptimConfig(**said, **given))  # type: ignore[arg-type]
         return resolve(config, {f"optim.{name}": value for name, value in given.items()}, 1)
 
-    warmup = OptimConfig().warmup
-    assert optim(5, {}).config.optim.warmup == 5 and optim(5, {}).notices
-    assert optim(500, {}).config.optim.warmup == warmup and not optim(500, {}).notices
+    for steps, warmup in ((5, 0), (20, 2), (499, 49), (500, 50), (1500, 50)):
+        assert optim(steps, {}).config.optim.warmup == warmup and not optim(steps, {}).notices
     assert optim(5, {"warmup": 20}).config.optim.warmup == 20, "said, and to be refused"
     assert optim(500, {}, schedule="wsd").config.optim.decay == 100
     assert optim(24, {"warmup": 21}, schedule="wsd").config.optim.decay == 3, "what the warm-up leaves"

@@ -18,6 +18,7 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     Cosine: Loshchilov & Hutter 2017; WSD (warm-up, stable, decay): Hu et al. 2024, MiniCPM.
     """
     lr, low, warmup = optim.lr, optim.min_lr, optim.warmup
+    assert warmup is not None
     if step < warmup:
         return lr * step / warmup
     if optim.schedule == "constant":
