@@ -123,18 +123,29 @@ def partial_directory(directory: str | Path) -> Path:
 
 
 def check_hf_destination(directory: str | Path, model: ModelConfig) -> None:
-    """Raise CheckpointError if `model` could not be written to `directory`: to be asked before training."""
+    """Raise CheckpointError if `model` could not be written to `directory`: to be asked before training.
+
+    Whether a directory can be made is known for certain only when it is: it is taken away again.
+    """
     path = Path(directory).absolute()
     if model.arch == "gpt2" and model.kv_heads != model.heads:
         what = f"a GPT-2 directory cannot hold {model.kv_heads} key/value heads for {model.heads} heads"
         raise CheckpointError(what, str(directory), f"set model.kv_heads to {model.heads}, or do not export")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        what = "the directory is not empty" if path.is_dir() else "there is a file of that name"
+    plain = path.is_dir() and not path.is_symlink()  # a directory can take the place of no other thing
+    if os.path.lexists(path) and (not plain or any(path.iterdir())):
+        what = "the directory is not empty" if plain else "there is a file or link of that name"
         raise CheckpointError(what, str(directory), "give a new one: nothing is overwritten")
-    parent = next(parent for parent in path.parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        remedy = f"give one in a place that is writable, unlike {parent}"
-        raise CheckpointError("the directory cannot be made", str(directory), remedy)
+    partial = partial_directory(path)
+    missing = [place for place in (partial, *partial.parents) if not place.exists()]
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        what = f"the directory cannot be made ({problem.strerror})"
+        raise CheckpointError(what, str(directory), "give one in a place that is writable") from None
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def create_hf(

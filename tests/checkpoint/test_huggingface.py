@@ -223,12 +223,15 @@ def test_destination_is_checked_before_anything_is_written(tmp_path: Path) -> No
     check_hf_destination(tmp_path / "new" / "deep", LLAMA)
     (tmp_path / "empty").mkdir()
     check_hf_destination(tmp_path / "empty", LLAMA)
+    assert os.listdir(tmp_path) == ["empty"]
     (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("empty")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("")
     for name, message in {
         "full": "not empty",
-        "file": "a file of that name",
+        "file": "a file or link of that name",
+        "link": "a file or link of that name",
         "file/x": "cannot be made",
     }.items():
         with pytest.raises(CheckpointError, match=message):
