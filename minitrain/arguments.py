@@ -14,6 +14,7 @@ from minitrain.errors import ConfigError, Problem
 from minitrain.fields import Field, known_fields, nearest, sections
 
 PROGRAM = "python -m minitrain"
+HELP = f"{PROGRAM} --help lists what there is"
 COMMANDS = {
     "train": "train a model and write a run directory (the default)",
     "generate": "sample text from a directory of weights",
@@ -47,7 +48,8 @@ def parse(argv: list[str]) -> Arguments:
         return _parse_train(argv)
     command, words = argv[0], argv[1:]
     if command not in COMMANDS:
-        remedy = f"there are {', '.join(COMMANDS)}; the nearest is {nearest(command, COMMANDS)}"
+        meant = nearest(command, COMMANDS)
+        remedy = f"there are {', '.join(COMMANDS)}" + (f"; the nearest is {meant}" if meant else "")
         raise ConfigError([Problem(f"unknown command '{command}'", "command line", remedy)])
     if command == "train":
         return _parse_train(words)
@@ -96,7 +98,11 @@ def _train_parser(n_values: str | None = None) -> _Parser:
         epilog="The command line goes before the TOML file, and the file before the defaults.",
     )
     parser.add_argument(
-        "--config", nargs=n_values, metavar="FILE.toml", help="settings, a table for each section"
+        "--config",
+        nargs=n_values,
+        action="append",
+        metavar="FILE.toml",
+        help="one file of settings, a table for each section",
     )
     groups: dict[str, Any] = {"": parser}
     for section, record in sections().items():
@@ -135,7 +141,7 @@ def _parse_train(argv: list[str]) -> Arguments:
     arguments = Arguments("train", {name for name, value in vars(typed).items() if value is True})
     _note_unknown(extras, arguments)
     options = {name: words for name, words in vars(typed).items() if isinstance(words, list)}
-    config = options.pop("config", None)
+    files = [file for words in options.pop("config", []) for file in words]
     known = known_fields()
     for name, words in options.items():
         option = known[name]
@@ -149,11 +155,11 @@ def _parse_train(argv: list[str]) -> Arguments:
             what = f"--{name} takes {'2 values' if _is_pair(option) else '1 value'}, not {len(words)}"
             arguments.problems.append(Problem(what, f"--{name}", f"write --{name} {_metavar(option)}"))
             arguments.doubtful.add(name)
-    if config is not None and len(config) != 1:
-        what = f"--config takes 1 file, not {len(config)}"
-        arguments.problems.append(Problem(what, "--config", "write --config FILE.toml"))
-        config = None
-    return replace(arguments, config=config[0] if config else None)
+    if typed.config and len(files) != 1:
+        what = f"--config takes 1 file, not {len(files)}"
+        arguments.problems.append(Problem(what, "--config", "write --config FILE.toml once"))
+        files = []
+    return replace(arguments, config=files[0] if files else None)
 
 
 def _join_negative_numbers(argv: list[str]) -> list[str]:
@@ -174,9 +180,10 @@ def _note_unknown(extras: list[str], arguments: Arguments) -> None:
         if word.startswith("-"):
             option = word.partition("=")[0]
             meant = nearest(option.lstrip("-"), [*known_fields(), "config", *SWITCHES])
-            problem = Problem(f"unknown option {option}", "command line", f"the nearest known is --{meant}")
-            arguments.problems.append(problem)
-            arguments.doubtful.add(meant)
+            remedy = f"the nearest known is --{meant}" if meant else HELP
+            arguments.problems.append(Problem(f"unknown option {option}", "command line", remedy))
+            if meant:
+                arguments.doubtful.add(meant)
             after_option = True
         elif not after_option:
             remedy = "a command comes first, an option begins with --"
@@ -192,7 +199,7 @@ def _value(word: str, option: Field) -> Any:
         return float(word)
     try:
         parsed = tomllib.loads(f"value = {word}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # of TOML, or of a number with thousands of digits
         return word
     return parsed["value"] if len(parsed) == 1 else word
 

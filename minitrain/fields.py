@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from minitrain.config import Config
 
+SLIP = 0.8  # likeness from which a word is taken for a slip of the keyboard
+
 
 class Field(NamedTuple):
     """One field. `kinds` are the types of its values but for None, `choices` the values if listed."""
@@ -41,18 +43,21 @@ def known_fields() -> dict[str, Field]:
     return table
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name most likely meant: one that ends alike (`lr` for `optim.lr`), else the closest one."""
-
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most likely meant: one that ends alike (`lr` for `optim.lr`), else one spelt alike."""
     name = name.lower()
+    section, _, end = name.rpartition(".")
 
-    def likeness(candidate: str) -> float:
-        forms = (candidate, candidate.rpartition(".")[2])
-        return max(difflib.SequenceMatcher(None, name, form).ratio() for form in forms)
+    def likeness(candidate: str) -> tuple[float, float]:
+        whole, last = _likeness(name, candidate), _likeness(end, candidate.rpartition(".")[2])
+        return (last if section else max(whole, last)), whole  # `run.` makes `run.resume` no `run.progress`
 
-    names = list(known)
-    alike = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
-    return max(alike or names, key=likeness)
+    best = max(known, key=likeness)
+    return best if likeness(best)[0] >= SLIP else None
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def field_value(config: Config, name: str) -> Any:

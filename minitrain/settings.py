@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from minitrain.arguments import Arguments
+from minitrain.arguments import HELP, Arguments
 from minitrain.config import Config
 from minitrain.errors import Problem
 from minitrain.fields import Field, known_fields, nearest, sections
@@ -49,7 +49,7 @@ def read_toml(path: str) -> tuple[dict[str, Any], list[Problem], set[str]]:
             f"cannot read {path}: {error.strerror}", "--config", "name a TOML file that can be read"
         )
         return {}, [problem], set(known)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
         return {}, [Problem(f"not TOML: {error}", path, "correct the file")], set(known)
 
     problems, doubtful = [], set()
@@ -61,8 +61,10 @@ def read_toml(path: str) -> tuple[dict[str, Any], list[Problem], set[str]]:
             doubtful |= {field for field in known if field.startswith(f"{name}.")}
         else:
             meant = nearest(name, known)
-            problems.append(Problem(f"unknown key {name}", path, f"the nearest known is {meant}"))
-            doubtful.add(meant)
+            problems.append(
+                Problem(f"unknown key {name}", path, f"the nearest known is {meant}" if meant else HELP)
+            )
+            doubtful |= {meant} if meant else set()
     return {name: value for name, value in written.items() if name in known}, sorted(problems), doubtful
 
 
@@ -107,11 +109,19 @@ def _type_problem(field: Field, value: Any, origin: str) -> Problem:
     nouns = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if field.choices:
         expected = "one of " + ", ".join(map(str, field.choices))
-        remedy = f"the nearest is {nearest(str(value), map(str, field.choices))}"
+        meant = _nearest_choice(value, field.choices)
+        remedy = "choose one of these" if meant is None else f"the nearest is {meant}"
     else:
         expected = " or ".join(nouns.get(kind, "two numbers") for kind in field.kinds)
         remedy = f"give {expected}"
     return Problem(f"{field.name} is {_shown(value)}, not {expected}", origin, remedy)
+
+
+def _nearest_choice(value: Any, choices: tuple[Any, ...]) -> Any:
+    """The choice most likely meant, None where that is a guess."""
+    if type(value) is int and type(choices[0]) is int:
+        return min(choices, key=lambda choice: abs(choice - value))
+    return nearest(str(value), map(str, choices))
 
 
 def _shown(value: Any) -> str:

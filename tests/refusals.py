@@ -15,11 +15,15 @@ class Refusal(NamedTuple):
 
 ARGUMENTS = [
     Refusal("trian", ("unknown command 'trian'", "train, generate, convert", "nearest is train")),
-    Refusal("plan", ("unknown command 'plan'", "train, generate, convert")),
+    Refusal("report", ("error: unknown command 'report'; command line; there are train, generate, convert",)),
     Refusal("--model.layer 3", ("unknown option --model.layer;", "--model.layers")),
     Refusal("--lr 1e-3", ("unknown option --lr;", "--optim.lr")),
     Refusal("--zero=1", ("unknown option --zero;", "--parallel.zero")),
-    Refusal("--model.lay 3", ("unknown option --model.lay;", "--model.layers")),  # no abbreviation is guessed
+    Refusal("--model.lay 3", ("unknown option --model.lay;", "--help lists")),  # no abbreviation is guessed
+    Refusal(
+        "--run.resume auto", ("unknown option --run.resume; command line; python -m minitrain --help lists",)
+    ),
+    Refusal("-x", ("unknown option -x; command line; python -m minitrain --help lists",)),
     Refusal("--dry-run now", ("unexpected word 'now'", "a command comes first")),
     Refusal("--train.steps 3 generate", ("--train.steps takes 1 value, not 2",)),
     Refusal("--model.heads", ("--model.heads takes 1 value, not 0", "--model.heads N")),
@@ -30,9 +34,16 @@ ARGUMENTS = [
     Refusal("--optim.betas 0.9", ("optim.betas is 0.9, not two numbers",)),
     Refusal("--optim.lr fast", ('optim.lr is "fast", not a number',)),
     Refusal("--model.arch lama", ('"lama", not one of llama, gpt2', "nearest is llama")),
-    Refusal("--parallel.zero 4", ("4, not one of 0, 1, 2, 3", "nearest is")),
-    Refusal("--precision fp23", ('"fp23", not one of', "nearest is fp32")),
+    Refusal("--parallel.zero 4", ("4, not one of 0, 1, 2, 3", "nearest is 3")),
+    Refusal("--parallel.zero -1", ("-1, not one of 0, 1, 2, 3", "nearest is 0")),
+    Refusal("--precision fp3", ('"fp3", not one of', "nearest is fp32")),
+    Refusal("--precision bf16", ('"bf16", not one of fp64, fp32; --precision; choose one of these',)),
+    Refusal("--optim.name lion", ('"lion", not one of sgd, adamw; --optim.name; choose one of these',)),
+    Refusal("--collectives nccl", ("not one of auto, mpi, threads; --collectives; choose one of these",)),
     Refusal("--config", ("--config takes 1 file, not 0",)),
+    Refusal("--config a.toml --config b.toml", ("error: --config takes 1 file, not 2", "once")),
+    Refusal("--config a.toml b.toml", ("error: --config takes 1 file, not 2",)),
+    Refusal(f"--model.layers {5000 * '9'}", ("model.layers is", "not a whole number")),
     Refusal("--config nowhere.toml", ("cannot read nowhere.toml: No such file",)),
     Refusal("--dry-run=yes", ("ignored explicit argument 'yes'",)),
     Refusal("generate", ("required: DIR, --prompt",)),
@@ -47,11 +58,18 @@ ARGUMENTS = [
 TOML = [
     Refusal("", ("unknown key steps; run.toml; the nearest known is train.steps",), toml="steps = 3"),
     Refusal("", ("unknown key train.step;", "train.steps"), toml="[train]\nstep = 3"),
+    Refusal(
+        "", ("unknown key run.resume; run.toml; python -m minitrain --help",), toml="[run]\nresume = true"
+    ),
+    Refusal(
+        "",
+        ("parallel.zero is true, not one of 0, 1, 2, 3; run.toml; choose",),
+        toml="[parallel]\nzero = true",
+    ),
     Refusal("", ("unknown key modle.layers;", "model.layers"), toml="[modle]\nlayers = 3"),
     Refusal("", ("model is 3; run.toml; write it as a table, [model]",), toml="model = 3"),
     Refusal("", ("not TOML", "line 2", "run.toml"), toml="[model]\nlayers 3"),
     Refusal("", ('model.layers is "3", not a whole number; run.toml',), toml='[model]\nlayers = "3"'),
-    Refusal("", ("parallel.zero is true, not one of 0, 1, 2, 3",), toml="[parallel]\nzero = true"),
     Refusal("", ("optim.betas is [0.9], not two numbers",), toml="[optim]\nbetas = [0.9]"),
     Refusal("", ("data.path is 4, not text",), toml="[data]\npath = 4"),
 ]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from minitrain.arguments import parse
+from minitrain.arguments import COMMANDS, parse
 from minitrain.config import Config, OptimConfig, RunConfig
 from minitrain.config_text import from_json, to_json, to_toml
 from minitrain.fields import known_fields, nearest, sections
@@ -103,9 +103,21 @@ def test_toml_of_a_configuration_reads_as_that_configuration(tmp_path: Path) -> 
     ("modle.layers", "model.layers"),
     ("zeros", "parallel.zero"),
     ("parallel.TP", "parallel.tp"),
+    ("trainsteps", "train.steps"),
+    ("model.schedule", "optim.schedule"),
+    ("paralel.schedule", "parallel.schedule"),
+    ("run.resume", None),
+    ("train.epochs", None),
+    ("model.hidden_size", None),
+    ("x", None),
 ])  # fmt: skip
-def test_nearest_name(written: str, meant: str) -> None:
+def test_nearest_name(written: str, meant: str | None) -> None:
     assert nearest(written, known_fields()) == meant
+
+
+def test_nearest_command() -> None:
+    assert nearest("genrate", COMMANDS) == "generate"
+    assert nearest("report", COMMANDS) is nearest("plan", COMMANDS) is None
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
