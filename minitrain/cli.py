@@ -12,7 +12,7 @@ from minitrain.config_text import from_json
 from minitrain.errors import MinitrainError
 from minitrain.failure import complain, fail
 from minitrain.launch import join, launched
-from minitrain.observe.console import say
+from minitrain.observe.console import say, show
 from minitrain.prepare import Job, prepare
 
 
@@ -85,7 +85,7 @@ def _generate(job: Job, world: World) -> None:
 
     assert job.rest is not None
     rest = job.rest
-    say(generate_text(rest["directory"], rest["prompt"], rest["tokens"], rest["temperature"], rest["seed"]))
+    show(generate_text(rest["directory"], rest["prompt"], rest["tokens"], rest["temperature"], rest["seed"]))
 
 
 def _convert(job: Job, world: World) -> None:

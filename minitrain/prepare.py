@@ -12,7 +12,7 @@ from minitrain.config import Config, ModelConfig
 from minitrain.config_text import to_json, to_toml
 from minitrain.errors import ConfigError, Problem
 from minitrain.fields import field_value
-from minitrain.observe.console import say
+from minitrain.observe.console import show
 from minitrain.resolve import ranks_wanted, resolve
 from minitrain.settings import Settings, read_settings
 from minitrain.validate import validate
@@ -43,10 +43,10 @@ def prepare(argv: list[str], n_processes: int) -> Job:
     """The job that `argv` asks for, after printing what it asks to be printed. Raises MinitrainError."""
     arguments = parse(argv)
     if "help" in arguments.switches:
-        say(help_of(arguments.command).rstrip())
+        show(help_of(arguments.command).rstrip())
         return DONE
     if "version" in arguments.switches:
-        say(f"minitrain {_version()}")
+        show(f"minitrain {_version()}")
         return DONE
     if arguments.command != "train":
         return _prepare_other(arguments, n_processes)
@@ -58,7 +58,7 @@ def _prepare_train(arguments: Arguments, n_processes: int) -> Job:
 
     config, notices = check_settings(read_settings(arguments), n_processes)
     if "print-config" in arguments.switches:
-        say(to_toml(config).rstrip())
+        show(to_toml(config).rstrip())
         return DONE
     if "dry-run" in arguments.switches:
         _show_dry_run(config, notices)
@@ -132,8 +132,8 @@ def _show_dry_run(config: Config, notices: list[str]) -> None:
     tokens = open_tokens(config.data)
     check_all_ids(tokens, config.model.vocab)
     split(tokens, config.data.holdout, config.model.seq_len)
-    say(banner(config, notices))
-    say("dry run: the configuration is legal and its data can be read; nothing was started")
+    show(banner(config, notices))
+    show("dry run: the configuration is legal and its data can be read; nothing was started")
 
 
 def _prepare_other(arguments: Arguments, n_processes: int) -> Job:

@@ -1,6 +1,7 @@
 """The outside of the program: refusals, help, what is printed once, and how a job ends when a rank fails."""
 
 import json
+import os
 import sys
 import textwrap
 import types
@@ -117,7 +118,7 @@ def test_one_mistake_is_reported_once(place: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("line, part", [
     ("--help", "--parallel.tp N"), ("-h", "usage:"), ("generate --help", "--prompt"), ("convert -h", "DST"),
-    ("--version", "minitrain "), ("--print-config", "ffn = 352"), ("--dry-run", "nothing was started"),
+    ("--version", "minitrain "), ("--print-config", "ffn = 352"), ("--dry-run", "configuration is legal"),
 ])  # fmt: skip
 def test_what_only_prints(line: str, part: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything_below(place)
@@ -358,6 +359,29 @@ def test_a_full_disk_is_named_in_one_line(n_bytes: int, file: str, tmp_path: Pat
     assert said.startswith(f"2 {PREFIX}cannot write new/d/{file}: File too large; run.dir; free space")
     assert len(said.split("\n")) == 3, "one line"
     assert (tmp_path / "new").exists() == (n_bytes > 0), "a start that fails leaves nothing behind"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("argument", ["--print-config", "--help", "--version", "--dry-run"])
+def test_what_cannot_be_printed_is_an_error(
+    argument: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([argument]) == 2
+    error = f"{PREFIX}cannot write: No space left on device; standard output; send it to another place\n"
+    assert capsys.readouterr().err == error
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main([argument]) == 2
+    assert f"{PREFIX}cannot write: Bad file descriptor;" in capsys.readouterr().err
+
+
+def test_a_reader_may_leave_early(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["--help"]) == 0
 
 
 def test_a_closed_standard_output_does_not_end_training(tmp_path: Path) -> None:
