@@ -384,6 +384,36 @@ def test_a_reader_may_leave_early(place: Path, monkeypatch: pytest.MonkeyPatch) 
         assert main(["--help"]) == 0
 
 
+def test_a_closed_standard_error_changes_nothing_else(tmp_path: Path) -> None:
+    code = """
+        import os, subprocess, sys
+        for steps in ("2", "0"):
+            arguments = ["--run.dir", "d" + steps, "--data.holdout", "0", "--train.steps", steps]
+            done = subprocess.run(
+                [sys.executable, "-m", "minitrain", *arguments],
+                stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2),
+            )
+            print(done.returncode, b"minitrain: error" in done.stdout, b"done in" in done.stdout)
+    """
+    done = run_python(textwrap.dedent(code), cwd=tmp_path, timeout=SOON)
+    assert done.stdout.splitlines() == ["0 False True", "2 False False"]
+
+
+def test_ctrl_c_during_the_imports(tmp_path: Path) -> None:
+    code = """
+        import os, runpy, signal, sys
+        class CtrlC:
+            def find_spec(name, *_):
+                if name == "numpy":
+                    os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.meta_path.insert(0, CtrlC)
+        runpy.run_module("minitrain", run_name="__main__")
+    """
+    done = run_python(textwrap.dedent(code), cwd=tmp_path, timeout=SOON)
+    assert (done.returncode, done.stderr) == (130, "minitrain: interrupted\n")
+
+
 def test_a_closed_standard_output_does_not_end_training(tmp_path: Path) -> None:
     code = """
         import os, subprocess, sys
