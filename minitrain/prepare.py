@@ -115,7 +115,8 @@ def _check_surroundings(config: Config, n_processes: int) -> list[Problem]:
 
 def _check_export(config: Config) -> None:
     """Raises CheckpointError if the weights could not be written at the end."""
-    if isinstance(config.run.export_hf, str) or (config.run.export_hf and config.run.dir):
+    export, run = config.run.export_hf, config.run.dir
+    if isinstance(export, str) or (export and run and Path(run).is_dir()):  # nothing is in a new run.dir
         from minitrain.checkpoint.huggingface import check_hf_destination
         from minitrain.checkpoint.weights import export_directory
 
