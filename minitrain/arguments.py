@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minitrain.errors import ConfigError, Problem
-from minitrain.fields import Field, known_fields, nearest, sections
+from minitrain.fields import Field, known_fields, nearest, sections, what_is_known
 
 PROGRAM = "python -m minitrain"
-HELP = f"{PROGRAM} --help lists what there is"
 COMMANDS = {
     "train": "train a model and write a run directory (the default)",
     "generate": "sample text from a directory of weights",
@@ -179,8 +178,9 @@ def _note_unknown(extras: list[str], arguments: Arguments) -> None:
     for word in extras:
         if word.startswith("-"):
             option = word.partition("=")[0]
-            meant = nearest(option.lstrip("-"), [*known_fields(), "config", *SWITCHES])
-            remedy = f"the nearest known is --{meant}" if meant else HELP
+            name = option.lstrip("-")
+            meant = nearest(name, [*known_fields(), "config", *SWITCHES])
+            remedy = f"the nearest known is --{meant}" if meant else what_is_known(name)
             arguments.problems.append(Problem(f"unknown option {option}", "command line", remedy))
             if meant:
                 arguments.doubtful.add(meant)

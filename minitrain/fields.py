@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from minitrain.config import Config
 
-SLIP = 0.8  # likeness from which a word is taken for a slip of the keyboard
+SLIP = 0.65  # likeness from which a word is taken for a slip of the keyboard
 
 
 class Field(NamedTuple):
@@ -54,6 +54,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
     best = max(known, key=likeness)
     return best if likeness(best)[0] >= SLIP else None
+
+
+def what_is_known(name: str) -> str:
+    """For a name of which none is near: those of its section, or the sections."""
+    section = name.partition(".")[0]
+    of_section = [known.partition(".")[2] for known in known_fields() if known.startswith(f"{section}.")]
+    if of_section:
+        return f"{section} has {', '.join(of_section)}"
+    return f"the sections are {', '.join(filter(None, sections()))}"
 
 
 def _likeness(a: str, b: str) -> float:

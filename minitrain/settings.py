@@ -5,10 +5,10 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from minitrain.arguments import HELP, Arguments
+from minitrain.arguments import Arguments
 from minitrain.config import Config
 from minitrain.errors import Problem
-from minitrain.fields import Field, known_fields, nearest, sections
+from minitrain.fields import Field, known_fields, nearest, sections, what_is_known
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,11 @@ def read_toml(path: str) -> tuple[dict[str, Any], list[Problem], set[str]]:
         else:
             meant = nearest(name, known)
             problems.append(
-                Problem(f"unknown key {name}", path, f"the nearest known is {meant}" if meant else HELP)
+                Problem(
+                    f"unknown key {name}",
+                    path,
+                    f"the nearest known is {meant}" if meant else what_is_known(name),
+                )
             )
             doubtful |= {meant} if meant else set()
     return {name: value for name, value in written.items() if name in known}, sorted(problems), doubtful

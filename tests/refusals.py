@@ -19,11 +19,11 @@ ARGUMENTS = [
     Refusal("--model.layer 3", ("unknown option --model.layer;", "--model.layers")),
     Refusal("--lr 1e-3", ("unknown option --lr;", "--optim.lr")),
     Refusal("--zero=1", ("unknown option --zero;", "--parallel.zero")),
-    Refusal("--model.lay 3", ("unknown option --model.lay;", "--help lists")),  # no abbreviation is guessed
     Refusal(
-        "--run.resume auto", ("unknown option --run.resume; command line; python -m minitrain --help lists",)
-    ),
-    Refusal("-x", ("unknown option -x; command line; python -m minitrain --help lists",)),
+        "--model.lay 3", ("unknown option --model.lay;", "nearest known is --model.layers")
+    ),  # no abbreviation is guessed
+    Refusal("--run.resume auto", ("unknown option --run.resume; command line; run has dir, init_from",)),
+    Refusal("-x", ("unknown option -x; command line; the sections are model, parallel",)),
     Refusal("--dry-run now", ("unexpected word 'now'", "a command comes first")),
     Refusal("--train.steps 3 generate", ("--train.steps takes 1 value, not 2",)),
     Refusal("--model.heads", ("--model.heads takes 1 value, not 0", "--model.heads N")),
@@ -58,9 +58,7 @@ ARGUMENTS = [
 TOML = [
     Refusal("", ("unknown key steps; run.toml; the nearest known is train.steps",), toml="steps = 3"),
     Refusal("", ("unknown key train.step;", "train.steps"), toml="[train]\nstep = 3"),
-    Refusal(
-        "", ("unknown key run.resume; run.toml; python -m minitrain --help",), toml="[run]\nresume = true"
-    ),
+    Refusal("", ("unknown key run.resume; run.toml; run has dir, init_from",), toml="[run]\nresume = true"),
     Refusal(
         "",
         ("parallel.zero is true, not one of 0, 1, 2, 3; run.toml; choose",),
