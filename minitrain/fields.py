@@ -49,7 +49,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     section, _, end = name.rpartition(".")
 
     def likeness(candidate: str) -> tuple[float, float]:
-        whole, last = _likeness(name, candidate), _likeness(end, candidate.rpartition(".")[2])
+        its_section, _, its_end = candidate.rpartition(".")
+        whole, last = _likeness(name, candidate), _likeness(end, its_end)
+        if section and section in sections() and section != its_section and end != its_end:
+            last = 0.0  # `train.epochs` is no slip for `optim.eps`
         return (last if section else max(whole, last)), whole  # `run.` makes `run.resume` no `run.progress`
 
     best = max(known, key=likeness)
