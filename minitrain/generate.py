@@ -100,9 +100,10 @@ def _draw(
         if temperature > 0:
             noise_V = uniform(seed, "sample", place * vocab + first_id, logits_V.size)
             score_V = score_V / temperature - np.log(-np.log(noise_V))
-        best = np.array([score_V.max()])
+        own_best = score_V.max(initial=-np.inf)  # a rank may hold no part of a tiny vocabulary
+        best = np.array([own_best])
         grid.tp.all_reduce(best, "max")
-        chosen[0] = vocab - first_id - score_V.argmax() if score_V.max() == best[0] else 0
+        chosen[0] = vocab - first_id - score_V.argmax() if score_V.size and own_best == best[0] else 0
         grid.tp.all_reduce(chosen, "max")  # counted from the end: of equals the first is taken, as by argmax
     grid.pp.broadcast(chosen, grid.pp.size - 1)
     if chosen[0] == 0:  # NaN is not equal to itself

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from minitrain.config import Config, ModelConfig, OptimConfig
 from minitrain.errors import Problem
-from minitrain.fields import field_value
 
 Remedy = str | Callable[[], str]  # the values to advise may have to be searched for
 Breach = tuple[str, Remedy] | None
@@ -125,16 +124,11 @@ def _kv_heads_fit(c: Config, tp: int) -> bool:
     return kv is None or kv == c.model.heads or kv % tp == 0 or tp % kv == 0
 
 
-def _at_least(quantity: str, axis: str) -> Callable[[Config, int], Breach]:
-    """Every rank of an axis needs a piece."""
-
-    def breach(c: Config, world_size: int) -> Breach:
-        have, ranks = field_value(c, f"model.{quantity}"), field_value(c, f"parallel.{axis}")
-        if have >= ranks:
-            return None
-        return f"{quantity} {have} is less than {axis} {ranks}", f"parallel.{axis} = {have} or less"
-
-    return breach
+def _layers_over_pp(c: Config, world_size: int) -> Breach:
+    layers, (_, _, pp) = c.model.layers, _layout(c)
+    if layers >= pp:
+        return None
+    return f"layers {layers} is less than pp {pp}", f"parallel.pp = {layers} or less"
 
 
 def _shard_over_dp(c: Config, world_size: int) -> Breach:
@@ -247,9 +241,7 @@ LAYOUT_RULES = (  # each reads dp, tp or pp: what these cannot mend is no reason
     Rule(("parallel.dp", "parallel.tp", "parallel.pp"), _ranks),
     Rule(("parallel.tp", "model.heads"), _heads_over_tp),
     Rule(("parallel.tp", "model.heads", "model.kv_heads"), _kv_heads_over_tp),
-    Rule(("parallel.pp", "model.layers"), _at_least("layers", "pp")),
-    Rule(("parallel.tp", "model.vocab"), _at_least("vocab", "tp")),
-    Rule(("parallel.tp", "model.ffn"), _at_least("ffn", "tp")),
+    Rule(("parallel.pp", "model.layers"), _layers_over_pp),
     Rule(("parallel.dp", "parallel.shard"), _shard_over_dp),
     Rule(("parallel.sequence", "parallel.tp", "train.micro_batch", "model.seq_len"), _sequence_over_tp),
     Rule(("train.global_batch", "parallel.dp", "train.micro_batch"), _global_batch),

@@ -153,7 +153,7 @@ def assemble(config: Config, ranks: list[list[Part]]) -> dict[str, Array]:
     for part in itertools.chain.from_iterable(ranks):
         target = whole[part.name][part.box]
         known = ~np.isnan(target)
-        scale = np.abs(part.values).max()
+        scale = np.abs(part.values).max(initial=0)
         assert np.all(np.abs(target[known] - part.values[known]) <= 1e-12 * scale), (
             f"copies of {part.name} differ"
         )

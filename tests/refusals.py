@@ -134,8 +134,6 @@ LAYOUT = [
         ranks=4,
     ),
     Refusal("--parallel.pp 4", ("layers 2 is less than pp 4", "parallel.pp = 2 or less"), ranks=4),
-    Refusal("--model.ffn 3 --parallel.tp 4", ("ffn 3 is less than tp 4",), ranks=4),
-    Refusal("--model.vocab 2 --data.path x.bin --parallel.tp 4", ("vocab 2 is less than tp 4",), ranks=4),
     Refusal(
         "--parallel.zero 1 --parallel.shard 3 --parallel.dp 4",
         ("dp 4 does not divide by shard 3", "parallel.shard = 2 or 4"),

@@ -62,6 +62,21 @@ def test_rows_of_several_sequences_are_cut_anywhere(model: ModelConfig, parallel
     assert_same(run_layout(ours), run_layout(serial))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_without_a_part_of_the_vocabulary_or_of_the_mlp(name: str) -> None:
+    """3 ids and an ffn of 2 over 4 tp ranks: some hold nothing."""
+    model = replace(MODELS[name], vocab=3, ffn=2)
+    reference = run_layout(tiny(model))
+    for layout in (
+        dict(tp=4),
+        dict(tp=4, sequence=True),
+        dict(dp=2, tp=4, zero=1),
+        dict(dp=2, tp=4, zero=3),
+        dict(tp=4, pp=2),
+    ):
+        assert_same(run_layout(tiny(model, **layout)), reference)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("layout", ALL, ids=label)
 def test_every_layout_equals_one_process(layout: dict[str, Any]) -> None:

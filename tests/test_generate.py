@@ -1,5 +1,6 @@
 """Text is the same whatever the layout, and distributed as the softmax says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ PROMPT = np.array([5, 1, 30])
 
 
 def text(
-    model: ModelConfig, temperature: float = 0.7, seed: int = 0, fill: Fill = random_weights, **parallel: Any
+    model: ModelConfig,
+    temperature: float = 0.7,
+    seed: int = 0,
+    fill: Fill = random_weights,
+    prompt: Array = PROMPT,
+    **parallel: Any,
 ) -> Array:
     """Longer than the model's 8 positions, so that its window slides."""
     config = tiny(model, **parallel)
@@ -32,7 +38,7 @@ def text(
     def rank_main(world: Comm) -> Array:
         grid = make_grid(world, config)
         stage = Stage(config, grid, fill)
-        return continue_tokens(stage, grid, PROMPT, 12, temperature, seed)
+        return continue_tokens(stage, grid, prompt, 12, temperature, seed)
 
     p = config.parallel
     assert p.dp and p.tp and p.pp
@@ -70,6 +76,12 @@ def test_of_equal_logits_every_layout_takes_the_first() -> None:
 def test_logits_that_are_no_numbers_are_refused(parallel: dict[str, int]) -> None:
     with pytest.raises(NumericsError, match="no logit is a number; token 3 of the text"):
         text(LLAMA, fill=lambda spec, box: random_weights(spec, box) * np.nan, **parallel)
+
+
+def test_a_vocabulary_smaller_than_tp() -> None:
+    model = replace(LLAMA, vocab=3)
+    prompt = np.array([0, 2, 1])
+    assert np.array_equal(text(model, tp=4, prompt=prompt), text(model, prompt=prompt))
 
 
 def test_another_seed_another_text() -> None:

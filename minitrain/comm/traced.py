@@ -64,6 +64,8 @@ class TracedComm:
         self.name, self.rank, self.size, self.members = inner.name, inner.rank, inner.size, inner.members
 
     def _note(self, verb: str, buffer: Array) -> None:
+        if buffer.size == 0:  # nothing moves
+            return
         sent = ring_bytes(verb, buffer.nbytes, self.size)
         self._ledger(
             Event(verb, self.name, self.members, buffer.dtype.name, buffer.size, buffer.nbytes, sent)

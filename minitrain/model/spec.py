@@ -37,14 +37,15 @@ class ParamSpec(NamedTuple):
     def tp_slice(self, rank: int, size: int) -> tuple[slice, ...]:
         """The part of the global tensor that tp rank `rank` of `size` holds.
 
-        Pieces are dealt as evenly as whole pieces allow, without padding. When there are fewer pieces than
-        ranks (kv heads below tp) several ranks hold the same piece.
+        Pieces are dealt as evenly as whole pieces allow, without padding. When there are fewer heads than
+        ranks (kv heads below tp) several ranks hold the same head; when there are fewer rows than ranks
+        (a tiny vocabulary) some ranks hold none.
         """
         box = [slice(0, n) for n in self.shape]
         if self.tp_dim is not None:
             length = self.shape[self.tp_dim] // self.tp_units
             start = self.tp_units * rank // size
-            stop = max(start + 1, self.tp_units * (rank + 1) // size)
+            stop = max(start + (self.tp_replicas(size) > 1), self.tp_units * (rank + 1) // size)
             box[self.tp_dim] = slice(start * length, stop * length)
         return tuple(box)
 
@@ -52,7 +53,10 @@ class ParamSpec(NamedTuple):
         """How many tp ranks hold the same piece: `size` if uncut, 1 if cut, tp / kv_heads for replicated kv
         heads.
         """
-        return size if self.tp_dim is None else max(1, size // self.tp_units)
+        if self.tp_dim is None:
+            return size
+        single_rows = self.tp_units == self.shape[self.tp_dim]
+        return 1 if single_rows else max(1, size // self.tp_units)
 
 
 INIT_STD = 0.02  # GPT-2 (Radford et al. 2019) and Llama alike

@@ -131,6 +131,8 @@ def _share(n: int, rank: int, size: int) -> range:
 
 
 def _span(r: range) -> str:
+    if len(r) == 0:
+        return "none"
     return f"{r.start}" if len(r) == 1 else f"{r.start}-{r.stop - 1}"
 
 
