@@ -1,13 +1,14 @@
 """What every communicator must do, for any number of ranks: called by the tests of each implementation."""
 
+import ml_dtypes
 import numpy as np
 
 from minitrain.comm.interface import Comm
 
 
 def check_contract(world: Comm) -> None:
-    """Every verb, in fp32, fp64 and integers, odd sizes and sub-groups included. All ranks call it."""
-    for dtype in (np.float32, np.float64, np.int64):
+    """Every verb, in floats and integers, odd sizes and sub-groups included. All ranks call it."""
+    for dtype in (np.float32, np.float64, np.int64, np.float16, ml_dtypes.bfloat16):
         check_collectives(world, np.dtype(dtype))
     check_messages(world)
     check_groups(world)
@@ -15,31 +16,35 @@ def check_contract(world: Comm) -> None:
 
 def check_collectives(comm: Comm, dtype: np.dtype[np.generic]) -> None:
     n, me = comm.size, comm.rank
+    few, apart = (8, 1) if dtype.itemsize == 2 else (1000, 10)  # whole numbers that the type can hold
     for length in (1, 5, 1000):
-        mine = np.arange(length).astype(dtype) + me * 10
-        total = sum(np.arange(length) + r * 10 for r in range(n))
+        numbers = np.arange(length) % few
+        mine = (numbers + me * apart).astype(dtype)
+        total = sum(numbers + r * apart for r in range(n))
 
         buffer = mine.copy()
         comm.all_reduce(buffer)
         assert np.array_equal(buffer, total)
 
-        buffer = mine.copy() * (1 if me % 2 else -1)
+        buffer = mine if me % 2 else -mine
+        buffer = buffer.copy()
         comm.all_reduce(buffer, "max")
         highest = max((r for r in range(n) if r % 2), default=0)
-        assert np.array_equal(buffer, np.arange(length) + highest * 10 if n > 1 else -mine)
+        assert np.array_equal(buffer, numbers + highest * apart if n > 1 else -mine)
 
         gathered = np.empty(length * n, dtype)
         comm.all_gather(mine, gathered)
-        assert np.array_equal(gathered, np.concatenate([np.arange(length) + r * 10 for r in range(n)]))
+        assert np.array_equal(gathered, np.concatenate([numbers + r * apart for r in range(n)]))
 
         gathered[...] = -1
         own = gathered[me * length : (me + 1) * length]
         own[...] = mine
         comm.all_gather(own, gathered)  # in place
-        assert np.array_equal(gathered, np.concatenate([np.arange(length) + r * 10 for r in range(n)]))
+        assert np.array_equal(gathered, np.concatenate([numbers + r * apart for r in range(n)]))
 
-        source = np.arange(length * n).astype(dtype) * (me + 1)
-        expected = (np.arange(length * n) * (n * (n + 1) // 2))[me * length : (me + 1) * length]
+        long = np.arange(length * n) % (7 if few == 8 else length * n)
+        source = (long * (me + 1)).astype(dtype)
+        expected = (long * (n * (n + 1) // 2))[me * length : (me + 1) * length]
         shard = np.empty(length, dtype)
         comm.reduce_scatter(source, shard)
         assert np.array_equal(shard, expected)
@@ -50,7 +55,7 @@ def check_collectives(comm: Comm, dtype: np.dtype[np.generic]) -> None:
         for root in range(n):
             buffer = mine.copy()
             comm.broadcast(buffer, root)
-            assert np.array_equal(buffer, np.arange(length) + root * 10)
+            assert np.array_equal(buffer, numbers + root * apart)
     comm.barrier()
 
 

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from minitrain.arrays.types import Array
+
 BLOCK_BYTES = 256 * 1024  # a block and three temporaries of its size fit an L2 cache of 1 MB
 
 
@@ -10,3 +14,9 @@ def row_blocks(n_rows: int, row_bytes: int) -> Iterator[slice]:
     step = max(1, BLOCK_BYTES // max(1, row_bytes))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
+
+
+def all_finite(vector: Array) -> bool:
+    """Whether no element is infinite or NaN."""
+    blocks = row_blocks(vector.size, vector.itemsize)
+    return all(bool(np.isfinite(vector[block]).all()) for block in blocks)

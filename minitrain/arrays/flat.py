@@ -11,16 +11,18 @@ from minitrain.arrays.types import Array
 
 
 class Layout:
-    """Maps names to places in a flat vector; the tensors lie one after another in the order given."""
+    """Maps names to places in a flat vector; the tensors lie one after another in the order given, each at
+    a multiple of `align`.
+    """
 
-    def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    def __init__(self, shapes: Sequence[tuple[str, tuple[int, ...]]], align: int = 1) -> None:
         self.shapes = dict(shapes)
         self.slices: dict[str, slice] = {}
         self.size = 0
         for name, shape in shapes:
-            n = math.prod(shape)
-            self.slices[name] = slice(self.size, self.size + n)
-            self.size += n
+            start = padded(self.size, align)
+            self.size = start + math.prod(shape)
+            self.slices[name] = slice(start, self.size)
 
     def views(self, flat: Array) -> dict[str, Array]:
         """Every tensor as a view of `flat`, which may be longer than the layout (padding)."""
@@ -43,7 +45,9 @@ def merge(slices: Sequence[slice]) -> list[slice]:
     return merged
 
 
-def within(pieces: Sequence[slice], window: slice) -> list[slice]:
-    """The parts of `pieces` inside `window`, counted from the window's start."""
-    cut = [slice(max(p.start, window.start), min(p.stop, window.stop)) for p in pieces]
-    return [slice(p.start - window.start, p.stop - window.start) for p in cut if p.stop > p.start]
+def overlap(piece: slice, window: slice) -> tuple[slice, slice]:
+    """The part of `piece` inside `window`: counted from the piece's start, and from the window's."""
+    start, stop = max(piece.start, window.start), min(piece.stop, window.stop)
+    if start >= stop:
+        return slice(0, 0), slice(0, 0)
+    return slice(start - piece.start, stop - piece.start), slice(start - window.start, stop - window.start)

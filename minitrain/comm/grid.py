@@ -2,6 +2,7 @@
 
 The world is `replica x shard x pp x tp`, tp varying fastest, so that the ranks that talk most are neighbours:
 
+    world     all ranks
     replica   copies of everything: gradients are all-reduced over it
     shard     ZeRO: parameters, gradients or optimizer state are cut over it
     dp        replica x shard: the ranks that see different data
@@ -20,6 +21,7 @@ from minitrain.config import Config
 class Grid(NamedTuple):
     """This rank's communicators. An axis of extent 1 has a communicator that does nothing."""
 
+    world: Comm
     replica: Comm
     shard: Comm
     dp: Comm
@@ -44,6 +46,7 @@ def make_grid(world: Comm, config: Config) -> Grid:
     pp = along("pp", "pp")
     at_an_end = model.tied and pp.rank in (0, pp.size - 1)
     return Grid(
+        world=world,
         replica=along("replica", "replica"),
         shard=along("shard", "shard"),
         dp=along("dp", "replica", "shard"),

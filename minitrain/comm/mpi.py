@@ -3,7 +3,9 @@ that imports mpi4py.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from mpi4py import MPI
 
@@ -12,6 +14,24 @@ from minitrain.comm.interface import Comm, Handle, Reduction
 from minitrain.comm.single import SingleComm
 
 _OPS = {"sum": MPI.SUM, "max": MPI.MAX}
+NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # MPI knows no arithmetic of these
+
+
+def _narrow_op(dtype: np.dtype[np.generic], combine: np.ufunc) -> MPI.Op:
+    """A reduction of 16-bit floats that travel as uint16: each sum is taken in fp32 and rounded."""
+
+    def reduce(source: Any, target: Any, _: MPI.Datatype) -> None:
+        a, b = np.frombuffer(source, dtype), np.frombuffer(target, dtype)
+        b[...] = combine(a.astype(np.float32), b.astype(np.float32))
+
+    return MPI.Op.Create(reduce, commute=True)
+
+
+_NARROW_OPS = {
+    (dtype, name): _narrow_op(dtype, combine)
+    for dtype in NARROW
+    for name, combine in (("sum", np.add), ("max", np.maximum))
+}
 
 
 def world(synchronous_sends: bool = False) -> "MpiComm":
@@ -32,33 +52,34 @@ class MpiComm:
         self._comm, self._synchronous_sends = comm, synchronous_sends
 
     def all_reduce(self, buffer: Array, op: Reduction = "sum") -> None:
-        self._comm.Allreduce(MPI.IN_PLACE, buffer, _OPS[op])
+        self._comm.Allreduce(MPI.IN_PLACE, _words(buffer), _op(buffer, op))
 
     def reduce_scatter(self, source: Array, shard: Array) -> None:
         # MPI forbids that the result overlaps the source. Reduce_scatter with counts, because Open MPI's
         # Reduce_scatter_block takes about twice as long for large buffers.
         target = np.empty_like(shard) if np.may_share_memory(source, shard) else shard
-        self._comm.Reduce_scatter(source, target, [shard.size] * self.size, MPI.SUM)
+        counts = [shard.size] * self.size
+        self._comm.Reduce_scatter(_words(source), _words(target), counts, _op(source, "sum"))
         if target is not shard:
             shard[...] = target
 
     def all_gather(self, shard: Array, target: Array) -> None:
         in_place = np.may_share_memory(shard, target)
-        self._comm.Allgather(MPI.IN_PLACE if in_place else shard, target)
+        self._comm.Allgather(MPI.IN_PLACE if in_place else _words(shard), _words(target))
 
     def broadcast(self, buffer: Array, root: int) -> None:
-        self._comm.Bcast(buffer, root)
+        self._comm.Bcast(_words(buffer), root)
 
     def start_send(self, buffer: Array, to: int) -> Handle:
         start = self._comm.Issend if self._synchronous_sends else self._comm.Isend
-        return _Request(start(buffer, to))
+        return _Request(start(_words(buffer), to))
 
     def send(self, buffer: Array, to: int) -> None:
         self.start_send(buffer, to).wait()
 
     def recv(self, buffer: Array, source: int) -> None:
         status = MPI.Status()
-        self._comm.Recv(buffer, source, status=status)
+        self._comm.Recv(_words(buffer), source, status=status)
         assert status.Get_count(MPI.BYTE) == buffer.nbytes, (
             "sent and expected differ"
         )  # MPI minds only longer ones
@@ -75,6 +96,15 @@ class MpiComm:
 
     def abort(self, exit_code: int) -> None:
         self._comm.Abort(exit_code)
+
+
+def _words(buffer: Array) -> Array:
+    """16-bit floats as the integers that MPI moves; others as they are. The same memory."""
+    return buffer.view(np.uint16) if buffer.dtype in NARROW else buffer
+
+
+def _op(buffer: Array, op: Reduction) -> MPI.Op:
+    return _NARROW_OPS[buffer.dtype, op] if buffer.dtype in NARROW else _OPS[op]
 
 
 class _Request:

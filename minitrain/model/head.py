@@ -10,11 +10,14 @@ vocabulary on this rank, D model width.
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from minitrain.arrays.narrow import narrow
 from minitrain.arrays.types import Array
 from minitrain.model.norm import norm_backward, norm_forward
 from minitrain.model.tensor import TensorParallel
 from minitrain.ops import loss
-from minitrain.ops.linear import linear_backward, linear_forward
+from minitrain.ops.linear import linear_backward, linear_wide
 
 Views = dict[str, Array]
 
@@ -34,10 +37,12 @@ class HeadSaved(NamedTuple):
 
 
 def logits_forward(x_SD: Array, w: Views, matrix_VD: Array, c: HeadContext) -> tuple[Array, Any, Array]:
-    """logits_NV of this rank's part of the vocabulary; what the norm saved; its output, all rows of it."""
+    """logits_NV of this rank's part of the vocabulary, not rounded to 16 bits; what the norm saved; its
+    output, all rows of it.
+    """
     a_SD, norm_saved = norm_forward(x_SD, w, "head.norm", c.norm_eps)
     a_ND = c.tp.enter(a_SD)
-    return linear_forward(a_ND, matrix_VD), norm_saved, a_ND
+    return linear_wide(a_ND, matrix_VD), norm_saved, a_ND
 
 
 def loss_forward(
@@ -53,11 +58,27 @@ def loss_forward(
     return nll_N, HeadSaved(norm_saved, a_ND, targets_N, logits_NV, sums_2N)
 
 
+def draw_targets(saved: HeadSaved, drawn_N: Array, c: HeadContext) -> HeadSaved:
+    """With other targets: y_n drawn from softmax(logits_n), as the first v whose cumulative probability is
+    above drawn_n, uniform in (0, 1). Ignored targets stay ignored.
+    """
+    size = c.tp.comm.size
+    partial_N = saved.exp_NV.sum(axis=1)
+    sums_PN = np.empty_like(partial_N, shape=(size, len(partial_N)))
+    c.tp.comm.all_gather(partial_N, sums_PN)
+    before_N = sums_PN[: c.tp.comm.rank].sum(axis=0)  # of the ids that other ranks hold, below those here
+    targets_N = loss.draw(saved.exp_NV, before_N, drawn_N * sums_PN.sum(axis=0), c.first_id)
+    c.tp.comm.all_reduce(targets_N, "max")  # one rank found it, the others say -1
+    targets_N[saved.targets_N < 0] = -1
+    return saved._replace(targets_N=targets_N)
+
+
 def loss_backward(
     saved: HeadSaved, scale: float, w: Views, matrix_VD: Array, g: Views, dmatrix_VD: Array, c: HeadContext
 ) -> Array:
     """dx_SD of scale * sum(nll_N). `saved` is used up."""
     dlogits_NV = loss.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale)
+    dlogits_NV = narrow(dlogits_NV, saved.a_ND.dtype)  # as it enters the products
     da_ND = linear_backward(dlogits_NV, saved.a_ND, matrix_VD, dmatrix_VD)
     da_SD = c.tp.enter_backward(da_ND)  # column parallel: a partial sum over this rank's vocabulary
     return norm_backward(da_SD, saved.norm, w, g, "head.norm")

@@ -6,7 +6,7 @@ reading and writing of weights. One row of it is enough to know a parameter's wh
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from minitrain.config import ModelConfig
 
@@ -26,9 +26,18 @@ class ParamSpec(NamedTuple):
     init_std: float | None
 
     @property
+    def group(self) -> Literal["matrix", "vector", "embedding", "head"]:
+        """What optimizers treat alike: gains and biases are vectors; a tied matrix is an embedding."""
+        if len(self.shape) < 2:
+            return "vector"
+        if self.name == "head":
+            return "head"
+        return "embedding" if self.name in ("embedding", "positions") else "matrix"
+
+    @property
     def decays(self) -> bool:
-        """Weight decay acts on matrices and embeddings, never on gains and biases."""
-        return len(self.shape) >= 2
+        """Weight decay acts on matrices and embeddings, on gains and biases only if asked for."""
+        return self.group != "vector"
 
     @property
     def size(self) -> int:

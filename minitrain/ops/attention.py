@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from minitrain.arrays.blocks import row_blocks
+from minitrain.arrays.narrow import narrow, scratch, store, wide
 from minitrain.arrays.types import Array
 
 QUERY_BLOCK = 64
 
 
 class AttentionSaved(NamedTuple):
-    """The operands (q over sqrt(K)) and the probabilities p = e r, e = e^(s - max s), r = 1 / sum e."""
+    """The operands and the probabilities p = e r, e = e^(s - max s), r = 1 / sum e (in fp32 or fp64)."""
 
     q_BTHK: Array
     k_BTGK: Array
@@ -35,27 +36,30 @@ def attention_forward(q_BTHK: Array, k_BTGK: Array, v_BTGK: Array) -> tuple[Arra
 
     The division of the softmax is done on o, which is narrower than p: o = (e^s v) / sum e^s.
     """
-    B, T, H, K = q_BTHK.shape
+    B, T, H, _ = q_BTHK.shape
     G = k_BTGK.shape[2]
-    q_BTHK = np.multiply(q_BTHK, 1 / math.sqrt(K), order="C")
-    o_BTHK = np.empty_like(q_BTHK)
-    r_BGRT = np.empty_like(q_BTHK, shape=(B, G, H // G, T))
-    q, k, v, o = (_by_kv_head(x, G) for x in (q_BTHK, k_BTGK, v_BTGK, o_BTHK))
-    ones_T = np.ones_like(q_BTHK, shape=T)
+    o_BTHK = np.empty_like(q_BTHK, order="C")
+    q_scaled, values = _over_root(q_BTHK), scratch(o_BTHK)
+    r_BGRT = np.empty_like(q_scaled, shape=(B, G, H // G, T))
+    q, k, v, o = (_by_kv_head(x, G) for x in (q_scaled, wide(k_BTGK), wide(v_BTGK), values))
+    ones_T = np.ones_like(q_scaled, shape=T)
     exps = []
     for i, j in _query_blocks(T):
         exp = np.empty_like(q_BTHK, shape=(B, G, H // G, j - i, j))
-        future = np.triu(np.full_like(q_BTHK, -np.inf, shape=(j - i, j - i)), 1)
+        future = np.triu(np.full_like(q_scaled, -np.inf, shape=(j - i, j - i)), 1)
         for b in row_blocks(B, exp[0].nbytes):
-            s = np.matmul(q[b, :, :, i:j], k[b, :, :, :j].swapaxes(-1, -2), out=exp[b])
+            s = scratch(exp[b])
+            np.matmul(q[b, :, :, i:j], k[b, :, :, :j].swapaxes(-1, -2), out=s)
             s[..., i:] += future
             s -= s.max(axis=-1, keepdims=True, initial=-np.inf)  # NumPy is 1.6 times faster with `initial`
             np.exp(s, out=s)
             sums = np.matmul(s, ones_T[:j])  # BLAS adds up short rows several times faster than `sum`
             r = np.reciprocal(sums, out=r_BGRT[b, :, :, i:j])
-            np.matmul(s, v[b, :, :, :j], out=o[b, :, :, i:j])
+            store(s, exp[b])
+            np.matmul(wide(exp[b]), v[b, :, :, :j], out=o[b, :, :, i:j])
             o[b, :, :, i:j] *= r[..., None]
         exps.append(exp)
+    store(values, o_BTHK)
     return o_BTHK, AttentionSaved(q_BTHK, k_BTGK, v_BTGK, o_BTHK, exps, r_BGRT)
 
 
@@ -68,23 +72,33 @@ def attention_backward(do_BTHK: Array, saved: AttentionSaved) -> tuple[Array, Ar
     """
     B, T, _, K = do_BTHK.shape
     G = saved.k_BTGK.shape[2]
-    dq_BTHK = np.empty_like(saved.q_BTHK)
-    dk_BTGK, dv_BTGK = (np.zeros_like(saved.q_BTHK, shape=(B, T, G, K)) for _ in range(2))
+    q_scaled = _over_root(saved.q_BTHK)
+    dq_BTHK = np.empty_like(q_scaled)
+    dk_BTGK, dv_BTGK = (np.zeros_like(q_scaled, shape=(B, T, G, K)) for _ in range(2))
     dk, dv = dk_BTGK.swapaxes(1, 2), dv_BTGK.swapaxes(1, 2)
-    q, k, v, dq = (_by_kv_head(x, G) for x in (saved.q_BTHK, saved.k_BTGK, saved.v_BTGK, dq_BTHK))
-    rdo = _by_kv_head(do_BTHK, G) * saved.r_BGRT[..., None]
-    mean = np.vecdot(_by_kv_head(saved.o_BTHK, G), rdo)[..., None]
+    q, k, v, dq = (_by_kv_head(x, G) for x in (q_scaled, wide(saved.k_BTGK), wide(saved.v_BTGK), dq_BTHK))
+    rdo = _by_kv_head(wide(do_BTHK), G) * saved.r_BGRT[..., None]
+    mean = np.vecdot(_by_kv_head(wide(saved.o_BTHK), G), rdo)[..., None]
     for (i, j), exp in zip(_query_blocks(T), saved.exps, strict=True):
         for b in row_blocks(B, exp[0].nbytes):
             block = (b, slice(None), slice(None), slice(i, j))
             ds = np.matmul(rdo[block], v[b, :, :, :j].swapaxes(-1, -2))
             ds -= mean[block]
-            ds *= exp[b]
+            e = wide(exp[b])
+            ds *= e
+            ds = wide(narrow(ds, do_BTHK.dtype))  # as it enters the next products
             np.matmul(ds, k[b, :, :, :j], out=dq[block])
             dk[b, :, :j] += np.matmul(_join(ds).swapaxes(-1, -2), _join(q[block]))
-            dv[b, :, :j] += np.matmul(_join(exp[b]).swapaxes(-1, -2), _join(rdo[block]))
+            dv[b, :, :j] += np.matmul(_join(e).swapaxes(-1, -2), _join(rdo[block]))
     dq_BTHK *= 1 / math.sqrt(K)
-    return dq_BTHK, dk_BTGK, dv_BTGK
+    dq, dk, dv = (narrow(x, do_BTHK.dtype) for x in (dq_BTHK, dk_BTGK, dv_BTGK))
+    return dq, dk, dv
+
+
+def _over_root(q_BTHK: Array) -> Array:
+    """q / sqrt(K) in the type of computation, C-contiguous."""
+    q_scaled: Array = np.multiply(wide(q_BTHK), 1 / math.sqrt(q_BTHK.shape[-1]), order="C")
+    return q_scaled
 
 
 def _query_blocks(n_positions: int) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ Shoeybi et al. 2019, section 3.
 
 import numpy as np
 
+from minitrain.arrays.narrow import wide
 from minitrain.arrays.types import Array
 
 
@@ -31,7 +32,7 @@ def embedding_backward(dy_ND: Array, ids_N: Array, dw_VD: Array, first_id: int) 
     order = np.argsort(rows, kind="stable")
     rows = rows[order]
     starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    dw_VD[rows[starts]] += np.add.reduceat(dy_ND[here[order]], starts, axis=0)
+    dw_VD[rows[starts]] += np.add.reduceat(wide(dy_ND[here[order]]), starts, axis=0)
 
 
 def _held(ids_N: Array, first_id: int, n_ids: int) -> tuple[Array, Array]:

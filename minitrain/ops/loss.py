@@ -5,6 +5,7 @@
     nll  = cross_entropy                     (the same on every rank)
 
 so that no rank ever holds the whole logits (Shoeybi et al. 2019, section 3).
+Logits are in the type of computation: fp32 where activations have 16 bits.
 Shapes: N tokens, V vocabulary rows on this tp rank (ids first_id .. first_id + V - 1). A negative target is
 ignored: its loss and its gradient are zero.
 """
@@ -43,6 +44,18 @@ def cross_entropy(sums_2N: Array, targets_N: Array) -> Array:
     nll_N: Array = np.log(sums_2N[0]) - sums_2N[1]
     nll_N[targets_N < 0] = 0
     return nll_N
+
+
+def draw(exp_NV: Array, before_N: Array, limit_N: Array, first_id: int) -> Array:
+    """The first id v with sum of exp over ids up to v above `limit`, if it is among this rank's; else -1.
+
+    `before_N` is the sum over the ids below first_id. int64 [N].
+    """
+    sums_NV = np.cumsum(exp_NV, axis=1)
+    sums_NV += before_N[:, None]
+    column_N = (sums_NV <= limit_N[:, None]).sum(axis=1)
+    here_N = (column_N < exp_NV.shape[1]) & (before_N <= limit_N)
+    return np.where(here_N, first_id + column_N, -1)
 
 
 def logits_backward(exp_NV: Array, sums_2N: Array, targets_N: Array, first_id: int, scale: float) -> Array:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minitrain.arrays.blocks import row_blocks
+from minitrain.arrays.narrow import scratch, store, wide
 from minitrain.arrays.types import Array
 
 
@@ -26,13 +27,16 @@ def swiglu_forward(gate_NF: Array, up_NF: Array) -> tuple[Array, SwigluSaved]:
     """
     h_NF, sigmoid_NF = np.empty_like(gate_NF), np.empty_like(gate_NF)
     for rows in _blocks(gate_NF):
-        gate, up, s, h = gate_NF[rows], up_NF[rows], sigmoid_NF[rows], h_NF[rows]
+        gate, up = wide(gate_NF[rows]), wide(up_NF[rows])
+        s, h = scratch(sigmoid_NF[rows]), scratch(h_NF[rows])
         np.multiply(gate, 0.5, out=s)
         np.tanh(s, out=s)
         s *= 0.5
         s += 0.5
         np.multiply(gate, s, out=h)
         h *= up
+        store(s, sigmoid_NF[rows])
+        store(h, h_NF[rows])
     return h_NF, SwigluSaved(gate_NF, up_NF, sigmoid_NF)
 
 
@@ -43,15 +47,17 @@ def swiglu_backward(dh_NF: Array, saved: SwigluSaved) -> tuple[Array, Array]:
     """
     dgate_NF, dup_NF = np.empty_like(dh_NF), np.empty_like(dh_NF)
     for rows in _blocks(dh_NF):
-        dh, up, s = dh_NF[rows], saved.up_NF[rows], saved.sigmoid_NF[rows]
-        dgate, dup = dgate_NF[rows], dup_NF[rows]
-        silu = np.multiply(saved.gate_NF[rows], s)
+        dh, up, s = wide(dh_NF[rows]), wide(saved.up_NF[rows]), wide(saved.sigmoid_NF[rows])
+        dgate, dup = scratch(dgate_NF[rows]), scratch(dup_NF[rows])
+        silu = np.multiply(wide(saved.gate_NF[rows]), s)
         np.multiply(dh, silu, out=dup)
         np.multiply(silu, s, out=dgate)
         np.subtract(silu, dgate, out=dgate)
         dgate += s
         dgate *= up
         dgate *= dh
+        store(dgate, dgate_NF[rows])
+        store(dup, dup_NF[rows])
     return dgate_NF, dup_NF
 
 
@@ -71,7 +77,7 @@ def gelu_forward(x_NF: Array) -> tuple[Array, GeluSaved]:
     """
     h_NF, tanh_NF = np.empty_like(x_NF), np.empty_like(x_NF)
     for rows in _blocks(x_NF):
-        x, t, h = x_NF[rows], tanh_NF[rows], h_NF[rows]
+        x, t, h = wide(x_NF[rows]), scratch(tanh_NF[rows]), scratch(h_NF[rows])
         np.multiply(x, x, out=t)
         t *= GELU_C * GELU_A
         t += GELU_C
@@ -80,6 +86,8 @@ def gelu_forward(x_NF: Array) -> tuple[Array, GeluSaved]:
         np.add(t, 1, out=h)
         h *= x
         h *= 0.5
+        store(t, tanh_NF[rows])
+        store(h, h_NF[rows])
     return h_NF, GeluSaved(x_NF, tanh_NF)
 
 
@@ -89,7 +97,7 @@ def gelu_backward(dh_NF: Array, saved: GeluSaved) -> Array:
     """
     dx_NF = np.empty_like(dh_NF)
     for rows in _blocks(dh_NF):
-        x, t, dx = saved.x_NF[rows], saved.tanh_NF[rows], dx_NF[rows]
+        x, t, dx = wide(saved.x_NF[rows]), wide(saved.tanh_NF[rows]), scratch(dx_NF[rows])
         slope = np.multiply(x, x)
         slope *= 3 * GELU_A * GELU_C
         slope += GELU_C
@@ -99,8 +107,9 @@ def gelu_backward(dh_NF: Array, saved: GeluSaved) -> Array:
         dx *= slope
         dx += t
         dx += 1
-        dx *= dh_NF[rows]
+        dx *= wide(dh_NF[rows])
         dx *= 0.5
+        store(dx, dx_NF[rows])
     return dx_NF
 
 

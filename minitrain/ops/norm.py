@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from minitrain.arrays.blocks import row_blocks
+from minitrain.arrays.narrow import compute_type, scratch, store, wide
 from minitrain.arrays.types import Array
 
 
 class Normalised(NamedTuple):
-    """The normalised rows x^, and the reciprocal standard deviation r that made them so."""
+    """The normalised rows x^, and the reciprocal standard deviation r, in fp32 or fp64, that made them so."""
 
     xhat_ND: Array
     r_N: Array
@@ -23,12 +24,14 @@ class Normalised(NamedTuple):
 def rms_norm_forward(x_ND: Array, gain_D: Array, eps: float) -> tuple[Array, Normalised]:
     """y = g x^, where x^ = x r and r = 1 / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019, eq. 4)."""
     y_ND, xhat_ND = np.empty_like(x_ND), np.empty_like(x_ND)
-    r_N = np.empty_like(x_ND, shape=len(x_ND))
+    r_N, gain_D = _row_of(x_ND, len(x_ND)), wide(gain_D)
     for rows in _blocks(x_ND):
-        x, xhat = x_ND[rows], xhat_ND[rows]
+        x, xhat, y = wide(x_ND[rows]), scratch(xhat_ND[rows]), scratch(y_ND[rows])
         r_N[rows] = 1 / np.sqrt(np.vecdot(x, x) / x.shape[1] + eps)
         np.multiply(x, r_N[rows, None], out=xhat)
-        np.multiply(xhat, gain_D, out=y_ND[rows])
+        np.multiply(xhat, gain_D, out=y)
+        store(xhat, xhat_ND[rows])
+        store(y, y_ND[rows])
     return y_ND, Normalised(xhat_ND, r_N)
 
 
@@ -37,30 +40,35 @@ def rms_norm_backward(dy_ND: Array, saved: Normalised, gain_D: Array, dgain_D: A
     dx = r (dx^ - x^ mean(dx^ x^)): x^ keeps its length, so what pulls along x^ has no effect (but for eps).
     """
     dx_ND = np.empty_like(dy_ND)
+    gain_D, sum_D = wide(gain_D), _row_of(dy_ND, len(gain_D))
     for rows in _blocks(dy_ND):
-        dy, xhat, dx = dy_ND[rows], saved.xhat_ND[rows], dx_ND[rows]
+        dy, xhat, dx = wide(dy_ND[rows]), wide(saved.xhat_ND[rows]), scratch(dx_ND[rows])
         product = np.multiply(dy, xhat)
-        dgain_D += _sum_of_rows(product)
+        sum_D += _sum_of_rows(product)
         mean = np.matmul(product, gain_D) / dy.shape[1]  # of dx^ x^
         np.multiply(dy, gain_D, out=dx)
         dx -= np.multiply(xhat, mean[:, None], out=product)
         dx *= saved.r_N[rows, None]
+        store(dx, dx_ND[rows])
+    dgain_D += sum_D
     return dx_ND
 
 
 def layer_norm_forward(x_ND: Array, gain_D: Array, bias_D: Array, eps: float) -> tuple[Array, Normalised]:
     """y = g x^ + b, x^ = (x - mean(x)) r, r = 1 / sqrt(var(x) + eps) (Ba, Kiros & Hinton 2016, eq. 4)."""
     y_ND, xhat_ND = np.empty_like(x_ND), np.empty_like(x_ND)
-    r_N = np.empty_like(x_ND, shape=len(x_ND))
+    r_N, gain_D, bias_D = _row_of(x_ND, len(x_ND)), wide(gain_D), wide(bias_D)
     ones_D = np.ones_like(gain_D)
     for rows in _blocks(x_ND):
-        x, xhat, y = x_ND[rows], xhat_ND[rows], y_ND[rows]
+        x, xhat, y = wide(x_ND[rows]), scratch(xhat_ND[rows]), scratch(y_ND[rows])
         mean = np.matmul(x, ones_D) / x.shape[1]
         np.subtract(x, mean[:, None], out=xhat)
         r_N[rows] = 1 / np.sqrt(np.vecdot(xhat, xhat) / x.shape[1] + eps)
         xhat *= r_N[rows, None]
         np.multiply(xhat, gain_D, out=y)
         y += bias_D
+        store(xhat, xhat_ND[rows])
+        store(y, y_ND[rows])
     return y_ND, Normalised(xhat_ND, r_N)
 
 
@@ -71,17 +79,26 @@ def layer_norm_backward(
     dx^ = g dy, dx = r (dx^ - mean(dx^) - x^ mean(dx^ x^)): neither a shift of x nor its length has an effect.
     """
     dx_ND = np.empty_like(dy_ND)
+    gain_D, sums_2D = wide(gain_D), np.zeros((2, len(gain_D)), compute_type(dy_ND.dtype))
     for rows in _blocks(dy_ND):
-        dy, xhat, dx = dy_ND[rows], saved.xhat_ND[rows], dx_ND[rows]
+        dy, xhat, dx = wide(dy_ND[rows]), wide(saved.xhat_ND[rows]), scratch(dx_ND[rows])
         product = np.multiply(dy, xhat)
-        dgain_D += _sum_of_rows(product)
-        dbias_D += _sum_of_rows(dy)
+        sums_2D[0] += _sum_of_rows(product)
+        sums_2D[1] += _sum_of_rows(dy)
         mean = np.matmul(product, gain_D) / dy.shape[1]  # of dx^ x^
         np.multiply(dy, gain_D, out=dx)
         dx -= (np.matmul(dy, gain_D) / dy.shape[1])[:, None]
         dx -= np.multiply(xhat, mean[:, None], out=product)
         dx *= saved.r_N[rows, None]
+        store(dx, dx_ND[rows])
+    dgain_D += sums_2D[0]
+    dbias_D += sums_2D[1]
     return dx_ND
+
+
+def _row_of(x_ND: Array, n: int) -> Array:
+    """Zeros [n] in the type of computation."""
+    return np.zeros(n, compute_type(x_ND.dtype))
 
 
 def _blocks(x_ND: Array) -> Iterator[slice]:

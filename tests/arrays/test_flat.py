@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitrain.arrays.flat import Layout, merge, padded, within
+from minitrain.arrays.flat import Layout, merge, overlap, padded
 
 
 def test_views_share_the_vector_and_leave_the_padding() -> None:
@@ -46,10 +46,17 @@ def test_merge_keeps_the_elements_in_as_few_runs_as_possible(pieces: list[tuple[
     assert all(a.stop < b.start for a, b in itertools.pairwise(merged))
 
 
-@given(RUNS, st.integers(0, 30), st.integers(0, 30))
-def test_within_is_the_intersection_counted_from_the_window(
-    pieces: list[tuple[int, int]], start: int, length: int
+@given(*(st.integers(0, 30) for _ in range(4)))
+def test_overlap_is_the_intersection_counted_from_both_starts(
+    start: int, length: int, window_start: int, window_length: int
 ) -> None:
-    runs = ordered(pieces)
-    found = elements(within(runs, slice(start, start + length)))
-    assert found == [i - start for i in elements(runs) if start <= i < start + length]
+    piece, window = slice(start, start + length), slice(window_start, window_start + window_length)
+    common = [i for i in range(piece.start, piece.stop) if window.start <= i < window.stop]
+    in_piece, in_window = overlap(piece, window)
+    assert elements([in_piece]) == [i - start for i in common]
+    assert elements([in_window]) == [i - window_start for i in common]
+
+
+def test_tensors_begin_at_multiples_of_the_alignment() -> None:
+    layout = Layout([("a", (2, 3)), ("b", (5,)), ("c", (4,))], align=4)
+    assert layout.slices == {"a": slice(0, 6), "b": slice(8, 13), "c": slice(16, 20)} and layout.size == 20

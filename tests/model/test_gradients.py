@@ -41,13 +41,13 @@ def test_block(name: str) -> None:
     dy_ND = RNG.standard_normal(x_ND.shape)
 
     def scalar(arrays: list[Array]) -> float:
-        y_ND, _ = block_forward(arrays[0], dict(zip(names, arrays[1:], strict=True)), context)
+        y_ND, _ = block_forward(arrays[0], dict(zip(names, arrays[1:], strict=True)), {}, context)
         return float(np.vdot(dy_ND, y_ND))
 
     w = dict(zip(names, weights, strict=True))
     g = {n: np.zeros_like(a) for n, a in w.items()}
-    _, saved = block_forward(x_ND, w, context)
-    dx_ND = block_backward(dy_ND.copy(), saved, w, g, context)
+    _, saved = block_forward(x_ND, w, {}, context)
+    dx_ND = block_backward(dy_ND.copy(), saved, w, g, {}, context)
     check_directional(scalar, [x_ND, *weights], [dx_ND, *g.values()], COMPOSITE, step=COMPOSITE_STEP)
 
 
