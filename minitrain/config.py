@@ -8,6 +8,11 @@ value in its place, so that the `config.toml` of a run directory is complete. No
 from dataclasses import dataclass, field
 from typing import Literal
 
+OptimizerName = Literal[
+    "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "radam", "adafactor", "adam8bit",
+    "sage", "sophia-g", "sophia-h", "lion", "lamb", "muon",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -55,16 +60,37 @@ class TrainConfig:
 class OptimConfig:
     """The optimizer and its learning rate."""
 
-    name: Literal["sgd", "adamw"] = "adamw"  # optimizer
-    lr: float = 5e-3  # peak learning rate
-    betas: tuple[float, float] = (0.9, 0.95)  # decay rates of Adam's two moments
-    eps: float = 1e-8  # Adam's epsilon
-    weight_decay: float = 0.1  # decoupled, in units of lr, on matrices only
+    name: OptimizerName = "adamw"  # optimizer
+    lr: float | None = None  # peak learning rate (default: the optimizer's, 0.005 for adamw)
+    betas: tuple[float, float] | None = None  # decay rates of two moments (default: the optimizer's)
+    eps: float | None = None  # what keeps a denominator above zero (default: the optimizer's)
+    classical: bool = False  # momentum, nesterov: m = b1 m + g, not the average m = b1 m + (1 - b1) g
+    beta3: float = 0.75  # sage: decay rate of the average sensitivity
+    rho: float | None = None  # sophia: weight of the curvature (default: 0.05 for -g, 0.01 for -h)
+    curvature_every: int = 10  # sophia: steps between estimates of the curvature
+    weight_decay: float | None = None  # decoupled, in units of lr (default: the optimizer's, 0.1 for adamw)
+    decay_vectors: bool = False  # weight decay on gains and biases too, not on matrices and embeddings alone
+    lr_vectors: float = 1.0  # learning rate of gains and biases, as a multiple of lr
+    lr_embeddings: float = 1.0  # that of embedding and positions
+    lr_head: float = 1.0  # that of the output matrix, where it is not tied
     clip: float = 1.0  # global gradient norm to clip to (0: off)
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "linear"  # learning rate after warm-up
     warmup: int | None = None  # steps of linear warm-up (default: 50, or a tenth of steps if that is less)
     decay: int | None = None  # steps of the final linear decay of wsd (default: a fifth of steps)
     min_lr: float = 0.0  # learning rate at the last step (absolute)
+    stochastic_rounding: bool = False  # bf16-pure: round up or down by chance, so that small updates count
+
+
+@dataclass(frozen=True)
+class LossScaleConfig:
+    """The factor that keeps fp16 gradients from vanishing. Other precisions need none."""
+
+    initial: float = 65536.0  # at the first step
+    dynamic: bool = True  # false: the factor stays, and an overflow ends the run
+    growth_interval: int = 1000  # steps without overflow after which it doubles
+    backoff: float = 0.5  # what it is multiplied by after an overflow
+    hysteresis: int = 1  # overflows in a row, or spread out, until it is lowered
+    minimum: float = 1.0  # an overflow at this factor ends the run
 
 
 @dataclass(frozen=True)
@@ -98,8 +124,9 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    precision: Literal["fp64", "fp32"] = "fp32"  # type of parameters, activations and gradients
+    precision: Literal["fp64", "fp32", "fp16", "bf16", "bf16-pure", "fp8"] = "fp32"  # types of the tensors
     backend: Literal["auto", "numpy"] = "auto"  # array library
     collectives: Literal["auto", "mpi", "threads"] = "auto"  # auto: MPI when a launcher started several ranks

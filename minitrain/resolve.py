@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from minitrain.defaults import OPTIMIZERS
 from minitrain.errors import Problem
 from minitrain.rules import LAYOUT_RULES, count_ranks, is_legal, near
 from minitrain.validate import out_of_range
@@ -137,12 +138,24 @@ def _up(n: int, unit: int) -> int:
 
 
 def _fill_optim(optim: OptimConfig, steps: int) -> OptimConfig:
-    """Warm-up is a tenth of the run and no more than WARMUP; the decay of wsd a fifth, after the warm-up."""
+    """The optimizer's own numbers. Warm-up is a tenth of the run and no more than WARMUP; the decay of wsd a
+    fifth, after the warm-up.
+    """
+    own = OPTIMIZERS[optim.name]
     warmup = max(0, min(WARMUP, steps // 10)) if optim.warmup is None else optim.warmup
     decay = optim.decay
     if optim.schedule == "wsd" and decay is None:
         decay = max(0, min(steps // 5, steps - warmup))
-    return replace(optim, warmup=warmup, decay=decay)
+    return replace(
+        optim,
+        lr=own.lr if optim.lr is None else optim.lr,
+        betas=own.betas if optim.betas is None else optim.betas,
+        eps=own.eps if optim.eps is None else optim.eps,
+        rho=own.rho if optim.rho is None else optim.rho,
+        weight_decay=(own.weight_decay or 0.0) if optim.weight_decay is None else optim.weight_decay,
+        warmup=warmup,
+        decay=decay,
+    )
 
 
 def _contradictions(pretrained: ModelConfig, given: dict[str, Any]) -> list[Problem]:

@@ -6,7 +6,8 @@ A rule returns None, or what is wrong and what to do. The tables at the end say 
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
-from minitrain.config import Config, ModelConfig, OptimConfig
+from minitrain.config import Config, LossScaleConfig, ModelConfig, OptimConfig
+from minitrain.defaults import OPTIMIZERS
 from minitrain.errors import Problem
 
 Remedy = str | Callable[[], str]  # the values to advise may have to be searched for
@@ -188,23 +189,58 @@ def _decay(c: Config, world_size: int) -> Breach:
 
 
 def _min_lr(c: Config, world_size: int) -> Breach:
-    if c.optim.min_lr <= c.optim.lr:
+    if c.optim.lr is None or c.optim.min_lr <= c.optim.lr:
         return None
     return f"min_lr {c.optim.min_lr} is above lr {c.optim.lr}", f"optim.min_lr = {c.optim.lr} or less"
 
 
-def _of_adamw(field: str) -> Callable[[Config, int], Breach]:
-    """Asked for is what differs from the default: config.toml, to be read again, holds the default too."""
+def _belongs(field: str) -> Callable[[Config, int], Breach]:
+    """An optimizer's number is refused for one that has none such. Asked for is what differs from the
+    default: config.toml, to be read again, holds the default too.
+    """
+
+    def has(name: str) -> bool:
+        known = OPTIMIZERS[name]
+        return field in known.also or getattr(known, field, None) is not None
 
     def breach(c: Config, world_size: int) -> Breach:
-        if c.optim.name == "adamw" or getattr(c.optim, field) == getattr(OptimConfig(), field):
+        name, value, default = c.optim.name, getattr(c.optim, field), getattr(OptimConfig(), field)
+        if has(name) or value == default or (field == "weight_decay" and value == 0):
             return None
-        return (
-            f"{field} belongs to adamw, but the optimizer is {c.optim.name}",
-            f"leave {field} out, or choose adamw",
-        )
+        owners = ", ".join(owner for owner in OPTIMIZERS if has(owner))
+        what = f"{field} is given, but the optimizer is {name}, which has none"
+        return what, f"leave {field} out, or choose one of {owners}"
 
     return breach
+
+
+def _scaling_is_of_fp16(c: Config, world_size: int) -> Breach:
+    if c.precision == "fp16" or c.loss_scale == LossScaleConfig():
+        return None
+    what = f"a loss scale belongs to precision fp16, but the precision is {c.precision}"
+    return what, "leave loss_scale out, or choose fp16"
+
+
+def _loss_scale_above_minimum(c: Config, world_size: int) -> Breach:
+    scale = c.loss_scale
+    if scale.initial >= scale.minimum:
+        return None
+    what = f"the initial loss scale {scale.initial:g} is below its minimum {scale.minimum:g}"
+    return what, f"loss_scale.initial = {scale.minimum:g} or more"
+
+
+def _stochastic_rounding_is_of_bf16_pure(c: Config, world_size: int) -> Breach:
+    if c.precision == "bf16-pure" or not c.optim.stochastic_rounding:
+        return None
+    what = f"stochastic rounding is of weights kept in bf16 alone, but the precision is {c.precision}"
+    return what, "leave stochastic_rounding out, or choose bf16-pure"
+
+
+def _hutchinson_needs_digits(c: Config, world_size: int) -> Breach:
+    if c.optim.name != "sophia-h" or c.precision in ("fp32", "fp64"):
+        return None
+    what = f"sophia-h takes a difference of two gradients, of which {c.precision} leaves nothing but rounding"
+    return what, "precision = fp32 or fp64, or choose sophia-g"
 
 
 def _rope_theta_is_of_llama(c: Config, world_size: int) -> Breach:
@@ -246,12 +282,16 @@ LAYOUT_RULES = (  # each reads dp, tp or pp: what these cannot mend is no reason
     Rule(("parallel.sequence", "parallel.tp", "train.micro_batch", "model.seq_len"), _sequence_over_tp),
     Rule(("train.global_batch", "parallel.dp", "train.micro_batch"), _global_batch),
 )
+OF_SOME_OPTIMIZERS = ("betas", "eps", "rho", "weight_decay", "classical", "beta3", "curvature_every")
 TRAIN_RULES = (
     Rule(("parallel.zero", "parallel.shard"), _shard_needs_zero),
     Rule(("optim.warmup", "train.steps"), _warmup),
     Rule(("optim.decay", "optim.schedule"), _decay_is_of_wsd),
     Rule(("optim.decay", "optim.warmup", "train.steps"), _decay),
     Rule(("optim.min_lr", "optim.lr"), _min_lr),
-    Rule(("optim.betas", "optim.name"), _of_adamw("betas")),
-    Rule(("optim.eps", "optim.name"), _of_adamw("eps")),
+    *(Rule((f"optim.{field}", "optim.name"), _belongs(field)) for field in OF_SOME_OPTIMIZERS),
+    Rule(("loss_scale", "precision"), _scaling_is_of_fp16),
+    Rule(("loss_scale.initial", "loss_scale.minimum"), _loss_scale_above_minimum),
+    Rule(("optim.stochastic_rounding", "precision"), _stochastic_rounding_is_of_bf16_pure),
+    Rule(("optim.name", "precision"), _hutchinson_needs_digits),
 )

@@ -1,5 +1,6 @@
 """The rules of a configuration: each has a case that breaks it, and what a message advises breaks none."""
 
+import functools
 import itertools
 import re
 from dataclasses import fields, replace
@@ -23,6 +24,7 @@ JUDGED = MODEL + LAYOUT + TRAINING
 RULES = MODEL_RULES + LAYOUT_RULES + TRAIN_RULES
 
 
+@functools.cache
 def config_of(case: Refusal) -> Config:
     said = read_settings(parse(case.arguments.split()))
     return resolve(said.config, said.given, case.ranks).config

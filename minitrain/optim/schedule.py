@@ -18,7 +18,7 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     Cosine: Loshchilov & Hutter 2017; WSD (warm-up, stable, decay): Hu et al. 2024, MiniCPM.
     """
     lr, low, warmup = optim.lr, optim.min_lr, optim.warmup
-    assert warmup is not None
+    assert lr is not None and warmup is not None, "the configuration is resolved"
     if step < warmup:
         return lr * step / warmup
     if optim.schedule == "constant":
