@@ -4,7 +4,8 @@ tp         inside `stage.forward`, `.loss`, `.backward` (model/tensor.py, model/
 kv, tp     inside `unit.reduce_scatter`: gradients of copies of kv heads; under sequence parallelism, of what
            every tp rank holds whole (parallel/unit.py)
 shard      inside `unit.params()` under ZeRO 3 and `unit.grads()` under ZeRO 2 and 3, else below
-pp, replica, tied, and the sums for loss and norm: below
+shard, tp  inside `updater.update`, if the optimizer looks at whole tensors (parallel/update.py)
+pp, replica, tied, world, and the sums for loss and norm: below
 """
 
 import math
@@ -14,15 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.comm.agree import agree
 from minitrain.comm.grid import Grid
-from minitrain.config import OptimConfig
 from minitrain.errors import NumericsError, Problem
 from minitrain.observe.memory import MemoryMeter
 from minitrain.optim.clip import clip_scale
-from minitrain.optim.optimizer import Optimizer
+from minitrain.optim.loss_scale import LossScale
 from minitrain.parallel.outbox import Outbox
 from minitrain.parallel.schedule import Kind, Schedule, forward_only
 from minitrain.parallel.stage import Stage, StageSaved
+from minitrain.parallel.update import Updater
 
 
 class Batch(NamedTuple):
@@ -31,6 +33,7 @@ class Batch(NamedTuple):
     ids_MN: Array
     targets_MN: Array
     n_tokens: int  # of the global batch, over all ranks
+    drawn_MN: Array | None = None  # uniform numbers: targets are drawn from the prediction instead
 
 
 class Trainer(NamedTuple):
@@ -39,52 +42,95 @@ class Trainer(NamedTuple):
     stage: Stage
     grid: Grid
     schedule: Schedule
-    optimizer: Optimizer
-    optim: OptimConfig
+    updater: Updater
+    loss_scale: LossScale | None  # of fp16
+    clip: float  # 0: off
     meter: MemoryMeter
+
+    @property
+    def scale(self) -> float:
+        """What the loss, and with it every gradient, is multiplied by."""
+        return self.loss_scale.scale if self.loss_scale else 1.0
 
 
 class StepResult(NamedTuple):
     loss: float  # mean nats per token of the global batch
     grad_norm: float  # of the whole model, before clipping
+    skipped: bool = False  # a gradient overflowed in fp16: no update
 
 
 def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResult:
     """Forward and backward of every micro-batch, sums over ranks, clipping, update. `step` counts from 1.
 
     Losses are divided by the *global* number of tokens before the backward, so every sum over micro-batches
-    and ranks is a plain sum. Raises NumericsError, on every rank and before the update, if loss or norm is
-    not finite.
+    and ranks is a plain sum. If loss or gradient is not finite nothing is updated: fp16 skips the step and
+    lowers its loss scale, else every rank raises the same NumericsError.
     """
-    stage, grid, optim = trainer.stage, trainer.grid, trainer.optim
+    stage, grid, scale = trainer.stage, trainer.grid, trainer.scale
     loss = backpropagate(trainer, batch)
-
-    for unit in stage.units:  # every rank holds a partial sum of dL/dw
-        if unit.grad is not None:  # ZeRO 0 and 1; under 2 and 3 each backward has done it
-            unit.reduce_scatter(unit.grad, unit.grad_shard)
-        grid.replica.all_reduce(unit.grad_shard)
-        if unit is stage.embedding:
-            grid.tied.all_reduce(unit.grad_shard)  # the tied matrix works in the first stage and in the last
+    reduce_gradients(trainer)
 
     squares = np.array([sum(unit.sum_of_squares() for unit in stage.units)])
     for comm in (grid.shard, grid.tp, grid.pp):
         comm.all_reduce(squares)
     for comm in (grid.pp, grid.dp):
         comm.all_reduce(loss)  # of the last stages, over all sequences
-    norm = math.sqrt(squares[0])  # one number, the same on every rank: all take the same branch
-    require_finite({"loss": float(loss[0]), "gradient norm": norm}, step)
+    norm = math.sqrt(squares[0]) / scale  # one number, the same on every rank
+    overflow = np.array([not math.isfinite(norm)], np.int64)
+    grid.world.all_reduce(overflow, "max")  # the branch below is taken by all ranks or none
+    if overflow[0]:
+        skip_or_raise(trainer, float(loss[0]), norm, step)
+        return StepResult(float(loss[0]), norm, skipped=True)
 
+    amax = stage.largest_magnitudes()
+    for comm in (grid.dp, grid.tp):
+        comm.all_reduce(amax, "max")
+    stage.rescale(amax)
+    if trainer.loss_scale:
+        trainer.loss_scale.update(overflow=False)
     for unit in stage.units:
-        unit.update(trainer.optimizer, lr, optim.weight_decay, clip_scale(norm, optim.clip), step)
+        trainer.updater.update(unit, lr, clip_scale(norm, trainer.clip) / scale)
         if unit.param is not None:  # ZeRO 3 gathers on use instead
             grid.shard.all_gather(unit.param_shard, unit.param)
         unit.zero_grads()
     return StepResult(float(loss[0]), norm)
 
 
+def reduce_gradients(trainer: Trainer) -> None:
+    """Every rank holds a partial sum of dL/dw; now each has the sum, of its own part."""
+    stage, grid = trainer.stage, trainer.grid
+    for unit in stage.units:
+        if unit.grad is not None:  # ZeRO 0 and 1; under 2 and 3 each backward has done it
+            unit.reduce_scatter(unit.grad, unit.grad_shard)
+        grid.replica.all_reduce(unit.grad_shard)
+        if unit is stage.embedding:
+            grid.tied.all_reduce(unit.grad_shard)  # the tied matrix works in the first stage and in the last
+
+
+def skip_or_raise(trainer: Trainer, loss: float, norm: float, step: int) -> None:
+    """What a step does whose gradient is not finite: nothing, with a lower loss scale next time; or it raises
+    NumericsError, naming the gradient that was the first on the lowest rank that had one.
+    """
+    units, world, loss_scale = trainer.stage.units, trainer.grid.world, trainer.loss_scale
+    where, remedy = f"step {step}", "lower optim.lr or change the data"
+    names = [unit.not_finite for unit in units if unit.not_finite]
+    for unit in units:
+        unit.zero_grads()
+    if loss_scale and loss_scale.may_overflow:
+        loss_scale.update(overflow=True)
+        return
+    require_finite({"loss": loss}, step)
+    if loss_scale:
+        where += f", loss scale {loss_scale.scale:g}"
+        remedy = "lower optim.lr, or choose bf16; or loss_scale.dynamic true with a lower loss_scale.minimum"
+    what = f"rank {world.rank}: the gradient of {names[0]} is not finite" if names else ""
+    agree(world, NumericsError(what, where, remedy) if names else None)
+    raise NumericsError.everywhere([Problem(f"the gradient norm is {norm}", where, remedy)], 5)
+
+
 def backpropagate(trainer: Trainer, batch: Batch) -> Array:
-    """Adds the gradients of all micro-batches to the units. Returns this rank's part of the mean loss, as
-    an array of one.
+    """Adds the gradients of all micro-batches, times the loss scale, to the units. Returns this rank's part
+    of the mean loss, as an array of one.
     """
     stage, pp = trainer.stage, trainer.grid.pp
     outbox, loss = Outbox(pp), np.zeros(1)
@@ -104,7 +150,9 @@ def backpropagate(trainer: Trainer, batch: Batch) -> Array:
             case Kind.SEND_ACT:
                 outbox.send(act.pop(m), pp.rank + 1)
             case Kind.LOSS:
-                nll, dact[m] = stage.loss(act.pop(m), batch.targets_MN[m], 1 / batch.n_tokens)
+                drawn_N = None if batch.drawn_MN is None else batch.drawn_MN[m]
+                targets_N, scale = batch.targets_MN[m], trainer.scale / batch.n_tokens
+                nll, dact[m] = stage.loss(act.pop(m), targets_N, scale, drawn_N)
                 loss += nll / batch.n_tokens
             case Kind.RECV_GRAD:
                 dact[m] = stage.empty_activations(batch.ids_MN[m].size)

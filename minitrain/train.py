@@ -11,6 +11,7 @@ from minitrain.comm.grid import Grid, make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config
+from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.data.loader import HeldOut, Loader
 from minitrain.data.tokenizer import IdTokenizer
 from minitrain.data.tokens import TokenFile, check_all_ids, open_tokens, split
@@ -18,9 +19,13 @@ from minitrain.generate import continue_tokens
 from minitrain.observe.memory import MemoryMeter
 from minitrain.observe.recorder import AnyRecorder, StepMetrics
 from minitrain.optim import make_optimizer
+from minitrain.optim.loss_scale import LossScale
+from minitrain.optim.optimizer import Elementwise
 from minitrain.optim.schedule import learning_rate
 from minitrain.parallel.schedule import SCHEDULES
 from minitrain.parallel.stage import Stage
+from minitrain.parallel.unit import Fill
+from minitrain.parallel.update import Updater
 from minitrain.step import Batch, Trainer, evaluate, require_finite, train_step
 
 
@@ -48,13 +53,26 @@ def _build_local(config: Config, world: Comm, grid: Grid) -> Run:
     loader = Loader(training, model.seq_len, train.global_batch, train.seed, data.shuffle, model.vocab)
     limit = train.eval_sequences
     validation = HeldOut(held_out, model.seq_len, train.micro_batch, dp.rank, dp.size, limit, model.vocab)
-    stage = Stage(config, grid, initial_values(config))
-    optimizer = make_optimizer(config.optim)
-    for unit in stage.units:
-        unit.state = optimizer.init(unit.master)
-    schedule = SCHEDULES[config.parallel.schedule]
-    trainer = Trainer(stage, grid, schedule, optimizer, config.optim, MemoryMeter())
+    trainer = make_trainer(config, grid, initial_values(config))
     return Run(trainer, loader, validation if data.holdout else None, tokens)
+
+
+def make_trainer(config: Config, grid: Grid, fill: Fill) -> Trainer:
+    """The stage with its weights, and all that trains it."""
+    optimizer = make_optimizer(config.optim)
+    stage = Stage(config, grid, fill, align=optimizer.align if isinstance(optimizer, Elementwise) else 1)
+    updater = Updater(optimizer, config.optim, grid, config.train.seed)
+    for unit in stage.units:
+        updater.init(unit)
+    return Trainer(
+        stage=stage,
+        grid=grid,
+        schedule=SCHEDULES[config.parallel.schedule],
+        updater=updater,
+        loss_scale=LossScale(config.loss_scale) if stage.precision.scales_loss else None,
+        clip=config.optim.clip,
+        meter=MemoryMeter(),
+    )
 
 
 def load_batch(config: Config, run: Run, step: int) -> Batch:
@@ -89,7 +107,9 @@ def _train_all_steps(config: Config, run: Run, sent: ByteCounter, recorder: AnyR
         start = time.perf_counter()
         sent.take()  # a step's bytes are its own: not those of a validation before it
         lr = learning_rate(step, steps, config.optim)
-        batch = load_batch(config, run, step)
+        batch, loss_scale = load_batch(config, run, step), trainer.scale
+        if curvature_is_due(config.optim, trainer, step):
+            estimate_curvature(trainer, batch, config.train.seed, step)
         result = train_step(trainer, batch, lr, step)
         n_tokens += batch.n_tokens
         metrics = StepMetrics(
@@ -99,8 +119,8 @@ def _train_all_steps(config: Config, run: Run, sent: ByteCounter, recorder: AnyR
             lr=lr,
             tokens=n_tokens,
             seconds=time.perf_counter() - start,
-            loss_scale=1.0,
-            skipped=False,
+            loss_scale=loss_scale,
+            skipped=result.skipped,
             memory_bytes=trainer.meter.bytes(trainer.stage),
             comm_bytes=sent.take(),
         )

@@ -13,14 +13,15 @@ from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
 from minitrain.comm.traced import Event, traced
 from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.data.philox import normal, uniform
 from minitrain.model.spec import ParamSpec, model_specs
-from minitrain.observe.memory import MemoryMeter
-from minitrain.optim import make_optimizer
 from minitrain.optim.optimizer import Optimizer
-from minitrain.parallel.schedule import SCHEDULES
 from minitrain.parallel.stage import Stage
+from minitrain.parallel.unit import Fill, Unit
+from minitrain.parallel.update import Updater
 from minitrain.step import Batch, Trainer, train_step
+from minitrain.train import make_trainer
 
 LIMIT = 120.0  # seconds a rank waits for another before a test calls it a deadlock
 
@@ -82,7 +83,16 @@ def random_weights(spec: ParamSpec, box: tuple[slice, ...]) -> Array:
     """Non-zero everywhere, gains and biases too, so that every gradient is non-zero and no mix-up goes
     unseen.
     """
-    values = normal(1, spec.name, spec.shape, box, 0.3, np.float64)
+    return _weights(spec, box, 0.3)
+
+
+def mild_weights(spec: ParamSpec, box: tuple[slice, ...]) -> Array:
+    """Smaller ones, through which rounding grows less."""
+    return _weights(spec, box, 0.1)
+
+
+def _weights(spec: ParamSpec, box: tuple[slice, ...], std: float) -> Array:
+    values = normal(1, spec.name, spec.shape, box, std, np.float64)
     return values + 1 if spec.init_std is None else values
 
 
@@ -100,47 +110,72 @@ def batch_of(config: Config, step: int, dp_rank: int) -> Batch:
     return Batch(ids[own].reshape(-1, rows), targets[own].reshape(-1, rows), n)
 
 
-def remembering(optimizer: Optimizer) -> Optimizer:
-    """The same optimizer; its state also keeps the last gradient it was given."""
+class Remembering(NamedTuple):
+    """An updater that keeps the last gradient of every unit."""
 
-    def init(param: Array) -> dict[str, Array]:
-        return {"gradient": np.zeros_like(param), **optimizer.init(param)}
+    inner: Updater
+    grads: dict[str, Array]
 
-    def update(param, grad, state, **kwargs):  # type: ignore[no-untyped-def]
-        state["gradient"][...] = grad
-        optimizer.update(param, grad, {k: v for k, v in state.items() if k != "gradient"}, **kwargs)
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.inner.optimizer
 
-    return Optimizer(init, update)
+    def update(self, unit: Unit, lr: float, grad_scale: float) -> None:
+        self.grads[unit.specs[0].name] = unit.grad_shard.copy()
+        self.inner.update(unit, lr, grad_scale)
+
+    def absorb(self, unit: Unit, estimate: Array) -> None:
+        self.inner.absorb(unit, estimate)
 
 
+def remembering(trainer: Trainer) -> Trainer:
+    """A trainer whose gradients `gradient_parts` can show after a step."""
+    return trainer._replace(updater=Remembering(trainer.updater, {}))  # type: ignore[arg-type]
+
+
+@np.errstate(all="ignore")  # as train() does: what is not finite is the step's to report
 def rank_run(
-    world: Comm, config: Config, steps: int, ledger: Callable[[Event], None] | None = None
+    world: Comm,
+    config: Config,
+    steps: int,
+    ledger: Callable[[Event], None] | None = None,
+    fill: Fill = random_weights,
 ) -> tuple[list[float], list[float], list[list[Part]], list[Part]]:
     """What one rank does; returns losses, norms, and its parts of gradients and weights."""
     grid = make_grid(traced(world, ledger) if ledger else world, config)
-    stage = Stage(config, grid, random_weights)
-    optimizer = remembering(make_optimizer(config.optim))
-    for unit in stage.units:
-        unit.state = optimizer.init(unit.master)
+    trainer = remembering(make_trainer(config, grid, fill))
     losses, norms, grads = [], [], []
-    schedule = SCHEDULES[config.parallel.schedule]
-    trainer = Trainer(stage, grid, schedule, optimizer, config.optim, MemoryMeter())
+    assert config.optim.lr is not None
     for step in range(1, steps + 1):
         batch = batch_of(config, step, grid.dp.rank)
+        if curvature_is_due(config.optim, trainer, step):
+            estimate_curvature(trainer, batch, config.train.seed, step)
         result = train_step(trainer, batch, config.optim.lr / step, step)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         if ledger is None:  # gathering the parts would be noted as well
-            grads.append(parts(stage, grid, "gradient"))
-    return losses, norms, grads, [] if ledger else parts(stage, grid, "weight")
+            grads.append(gradient_parts(trainer))
+    return losses, norms, grads, [] if ledger else weight_parts(trainer.stage, grid)
 
 
-def parts(stage: Stage, grid: Grid, what: str) -> list[Part]:
+def gradient_parts(trainer: Trainer) -> list[Part]:
+    """Those of the last step, of a `remembering` trainer."""
+    assert isinstance(trainer.updater, Remembering)
+    shards = {unit.specs[0].name: trainer.updater.grads[unit.specs[0].name] for unit in trainer.stage.units}
+    return _parts(trainer.stage, trainer.grid, shards)
+
+
+def weight_parts(stage: Stage, grid: Grid) -> list[Part]:
+    """Those of the master copies."""
+    return _parts(stage, grid, {unit.specs[0].name: unit.master for unit in stage.units})
+
+
+def _parts(stage: Stage, grid: Grid, shards: dict[str, Array]) -> list[Part]:
     """Full tensors of this rank's tp box, gathered over the shard axis."""
     found = []
     for unit in stage.units:
-        shard = unit.master if what == "weight" else unit.state["gradient"]
-        full = np.empty(shard.size * grid.shard.size)
+        shard = shards[unit.specs[0].name]
+        full = np.empty(shard.size * grid.shard.size, shard.dtype)
         grid.shard.all_gather(np.ascontiguousarray(shard), full)
         for spec, box, view in zip(unit.specs, unit.boxes, unit.layout.views(full).values(), strict=True):
             found.append(Part(spec.name, box, view.copy()))
@@ -163,11 +198,11 @@ def assemble(config: Config, ranks: list[list[Part]]) -> dict[str, Array]:
     return whole
 
 
-def run_layout(config: Config, steps: int = STEPS) -> Outcome:
+def run_layout(config: Config, steps: int = STEPS, fill: Fill = random_weights) -> Outcome:
     """The configuration on as many threads as it has ranks."""
     p = config.parallel
     assert p.dp and p.tp and p.pp
-    results = run_threads(p.dp * p.tp * p.pp, lambda world: rank_run(world, config, steps), LIMIT)
+    results = run_threads(p.dp * p.tp * p.pp, lambda world: rank_run(world, config, steps, None, fill), LIMIT)
     losses, norms = results[0][:2]
     for other in results:
         assert other[0] == losses and other[1] == norms, "loss and norm are one number on every rank"

@@ -131,7 +131,7 @@ def test_what_only_prints(line: str, part: str, place: Path, capsys: pytest.Capt
 def test_help_names_no_command_that_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     listed = capsys.readouterr().out.partition("commands:\n")[2].partition("\n\n")[0]
-    assert [line.split()[0] for line in listed.splitlines()] == ["train", "generate", "convert"]
+    assert [line.split()[0] for line in listed.splitlines()] == ["train", "generate", "convert", "study"]
 
 
 def test_a_run_gets_a_numbered_directory(place: Path, trained: list[Config]) -> None:

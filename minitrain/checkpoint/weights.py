@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.hf_config import read_hf_model_config
 from minitrain.checkpoint.huggingface import HFReader, HFWriter, commit_hf, create_hf, partial_directory
@@ -25,7 +26,7 @@ def initial_values(config: Config) -> Fill:
 
     Raises CheckpointError if the directory is not that of a model we know.
     """
-    dtype = PRECISIONS[config.precision].param
+    dtype = compute_type(PRECISIONS[config.precision].param)  # rounded where it is put
     if config.run.init_from is None:
         return lambda spec, box: _random(config.train.seed, spec, box, dtype)
     stored, _ = read_hf_model_config(config.run.init_from)

@@ -3,16 +3,13 @@
 A shuffled epoch is a pseudo-random permutation that is *computed*, index by index, and never stored: a
 Feistel network (Luby and Rackoff 1988) over the smallest even number of bits that holds n, with cycle walking
 (Black and Rogaway 2002, section 3) where the result is not below n. Any step is found at once.
-
-The integer hash is written out here, so that the order depends on no library's version.
 """
 
 import numpy as np
 
+from minitrain.arrays.hashing import GOLDEN, MASK, splitmix64
 from minitrain.arrays.types import Array
 
-MASK = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 ROUNDS = 6
 
 
@@ -31,7 +28,7 @@ def sequence_indices(step: int, global_batch: int, n_sequences: int, seed: int, 
 def _permute(index: Array, epoch: Array, n: int, seed: int) -> Array:
     """Where the permutation of range(n) that (seed, epoch) choose sends `index`. All arrays int64 [B]."""
     half = max(2, ((n - 1).bit_length() + 1) // 2)  # bits: 4^half is n .. 4 n, but 16 for the smallest n
-    key = _hash(_hash(np.full(len(index), seed & MASK, np.uint64)) + epoch.astype(np.uint64))
+    key = splitmix64(splitmix64(np.full(len(index), seed & MASK, np.uint64)) + epoch.astype(np.uint64))
     x = _feistel(index.astype(np.uint64), key, half)
     while (outside := x >= n).any():  # the cycle of a permutation comes back to range(n), so this ends
         x[outside] = _feistel(x[outside], key[outside], half)
@@ -44,13 +41,5 @@ def _feistel(x: Array, key: Array, half: int) -> Array:
     left, right = x >> bits, x & mask
     for r in range(ROUNDS):
         round_key = key + np.uint64(GOLDEN * (r + 1) & MASK)
-        left, right = right, left ^ (_hash(right + round_key) & mask)
+        left, right = right, left ^ (splitmix64(right + round_key) & mask)
     return left << bits | right
-
-
-def _hash(x: Array) -> Array:
-    """SplitMix64 (Steele, Lea and Flood 2014): every bit in reaches every bit out. uint64, modulo 2^64."""
-    z = x + np.uint64(GOLDEN)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

@@ -2,9 +2,12 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from minitrain.config import Config
 from minitrain.model.spec import model_specs, stage_layers
 from minitrain.observe.run_directory import run_name
+from minitrain.precision import PRECISIONS
 
 MOST_ROWS = 16  # ranks that the table shows
 GAP = -1  # in the place of the ranks that it leaves out
@@ -27,6 +30,7 @@ def banner(config: Config, notices: list[str]) -> str:
     """The text that is printed before the first step."""
     facts = {
         "model": _model(config),
+        "precision": _precision(config),
         "data": _data(config),
         "batch": _batch(config),
         "optimizer": _optimizer(config),
@@ -57,7 +61,35 @@ def _model(config: Config) -> str:
     grouped = "" if m.kv_heads == m.heads else f" ({m.kv_heads} kv)"
     tied = ", tied" if m.tied else ""
     shape = f"{_count(m.layers, 'layer')} x {m.width}, {_count(m.heads, 'head')}{grouped}, ffn {m.ffn}"
-    return f"{m.arch}, {shape}, vocab {m.vocab}{tied}: {parameters:,} parameters in {config.precision}"
+    return f"{m.arch}, {shape}, vocab {m.vocab}{tied}: {parameters:,} parameters"
+
+
+def _precision(config: Config) -> str:
+    """The row of the table in `precision.py`, tensors of one type together."""
+    types = PRECISIONS[config.precision]
+    of = {
+        "parameters": types.param, "activations": types.activation, "gradients": types.grad,
+        "reduction": types.grad, "master copies": types.master, "moments": types.master,
+    }  # fmt: skip
+    if types.master == types.param:
+        del of["master copies"]
+    named = {what: _name(dtype) for what, dtype in of.items()}
+    if config.optim.name == "adam8bit":
+        named["moments"] = "8 bits"
+    text = "; ".join(
+        f"{name} {', '.join(what for what in named if named[what] == name)}"
+        for name in dict.fromkeys(named.values())
+    )
+    if types.scales_loss:
+        scale = config.loss_scale
+        text += f"; loss scale {scale.initial:,.0f}" + (", dynamic" if scale.dynamic else ", fixed")
+    if types.fp8:
+        text += "; matrices multiply in e4m3, gradients in e5m2"
+    return f"{config.precision}: {text}"
+
+
+def _name(dtype: np.dtype[np.generic]) -> str:
+    return {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[dtype.name]
 
 
 def _data(config: Config) -> str:

@@ -8,6 +8,8 @@ Symbols, of one rank:
     N_d  data-parallel ranks                       b  sequences of a micro-batch    l  blocks of its stage
     t    tensor-parallel ranks                     s  positions of a sequence       q  bytes of an element
 
+q is that of activations, of parameters or of gradients, whatever moves: they differ in mixed precision.
+
 Of a buffer of X bytes each rank of a ring of n sends (Patarasuk & Yuan 2009): in an all-reduce 2 X (n-1)/n,
 in a reduce-scatter or an all-gather X (n-1)/n, rounded up to whole bytes; a message is X. Up to rounding and
 padding a step sends
@@ -19,6 +21,7 @@ padding a step sends
              2 m b s h q (t-1)/t     embedding, on the first stage
              2 m b s h q (t-1)/t     head, on the last stage
              6 m b s q (t-1)/t       loss: maximum, sum of exponentials and target's logit of every token
+                                     (q is 4 where activations have 2 bytes)
     pp       2 m b s h q             activations on, gradients back; half of it at either end of the pipeline,
                                      1/t of it under `sequence` (Narayanan et al. 2021, 3.2)
     replica  2 Psi q (N_d-1)/N_d     ZeRO 0: all-reduce of the gradients (with shards: of Psi / their number)
@@ -29,15 +32,18 @@ padding a step sends
 
 and little things: the tied embedding between first and last stage; gradients of kv heads among the ranks with
 copies; under `sequence` gradients of what every tp rank holds whole (gains, positions, biases added after a
-sum), as each rank saw some of the rows; the sums for norm and loss.
+sum), as each rank saw some of the rows; the sums for norm and loss, and whether to skip the step; under fp8
+the largest magnitudes. Optimizers that look at whole tensors add up over shard and tp: LAMB two numbers a
+tensor, Adafactor these and all rows and columns, Muon all matrices.
 
 Rajbhandari et al. have m = 1 and gather every parameter twice. Here forward and backward of the head are one
 visit, and the backward of an embedding reads no parameters: head, embedding and positions take 2 m Psi, not
 3 m. A tied matrix without a pipeline is visited as embedding and as head: 2 m + 1 under ZeRO 2, 4 m under 3.
 """
 
+import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from minitrain.config import Config, ModelConfig
 
@@ -80,7 +86,8 @@ def traffic(config: Config, place: Place) -> list[Row]:
     """
     r = _rank(config, place)
     rows = []
-    for axis, verb, what, calls, n_bytes in (*_tensor(r), *_pipeline(r), *_data(r), *_scalars()):
+    entries = (*_tensor(r), *_pipeline(r), *_data(r), *_update(r), *_scalars(r))
+    for axis, verb, what, calls, n_bytes in entries:
         size = r.sizes[axis]
         if size > 1 and calls and n_bytes:
             rows.append(Row(axis, verb, what, calls, n_bytes, calls * _ring(verb, n_bytes, size)))
@@ -107,10 +114,33 @@ def _ring(verb: str, n_bytes: int, n: int) -> int:
 
 
 _SCALAR = 8  # loss and norm are fp64 in every precision
-_ELEMENT = {"fp64": 8, "fp32": 4}  # of parameters, activations and gradients
+
+
+class _Bytes(NamedTuple):
+    """Of an element: of parameters and activations, of gradients, and where neither is rounded."""
+
+    param: int
+    grad: int
+    wide: int
+
+
+_BYTES = {
+    "fp64": _Bytes(8, 8, 8),
+    "fp32": _Bytes(4, 4, 4),
+    "fp16": _Bytes(2, 2, 4),
+    "bf16": _Bytes(2, 4, 4),
+    "bf16-pure": _Bytes(2, 2, 4),
+    "fp8": _Bytes(2, 4, 4),
+}
 
 Entry = tuple[str, str, str, int, int]
 """axis, verb, what for, calls in one step, bytes of the buffer; whatever the size of the group."""
+
+
+class _Tensor(NamedTuple):
+    shape: tuple[int, ...]  # of the whole
+    part: Literal["whole", "copied", "cut"]  # every tp rank holds it; several do (kv heads); this one alone
+    size: int  # elements that this tp rank holds
 
 
 class _Unit(NamedTuple):
@@ -118,11 +148,13 @@ class _Unit(NamedTuple):
 
     name: str
     number: int  # of equal units on this stage
-    whole: int  # elements that every tp rank holds
-    copied: int  # elements of kv heads, which several tp ranks hold if there are fewer heads than ranks
-    cut: int  # elements that this tp rank alone holds
+    tensors: list[_Tensor]
     reads: tuple[str, ...]  # visits of a micro-batch that read the parameters
     writes: tuple[str, ...]  # visits that add to the gradients
+
+    def elements(self, part: str, align: int) -> int:
+        """Of one kind, each tensor padded to a multiple of `align`."""
+        return sum(-(-t.size // align) * align for t in self.tensors if t.part == part)
 
 
 class _Rank(NamedTuple):
@@ -135,7 +167,10 @@ class _Rank(NamedTuple):
     micro: int  # m
     tokens: int  # b s
     width: int  # h
-    q: int
+    bytes: _Bytes
+    align: int
+    optimizer: str
+    n_scaled: int  # tensors that fp8 scales
     zero: int
     sequence: bool
     units: list[_Unit]
@@ -153,6 +188,7 @@ def _rank(config: Config, place: Place) -> _Rank:
     assert model.kv_heads and train.global_batch, "the configuration is resolved"
     first, last = place.pp == 0, place.pp == pp - 1
     sizes = {"replica": dp // shard, "shard": shard, "dp": dp, "pp": pp, "tp": tp}
+    sizes["world"] = dp * pp * tp
     sizes["kv"] = max(1, tp // model.kv_heads)
     sizes["tied"] = 2 if model.tied and pp > 1 and (first or last) else 1
     layers = model.layers // pp + (place.pp < model.layers % pp)  # the first stages take the remainder
@@ -164,7 +200,10 @@ def _rank(config: Config, place: Place) -> _Rank:
         micro=train.global_batch // (dp * train.micro_batch),
         tokens=train.micro_batch * model.seq_len,
         width=model.width,
-        q=_ELEMENT[config.precision],
+        bytes=_BYTES[config.precision],
+        align=256 if config.optim.name == "adam8bit" else 1,
+        optimizer=config.optim.name,
+        n_scaled=3 * (6 if model.arch == "gpt2" else 7) * layers if config.precision == "fp8" else 0,
         zero=config.parallel.zero,
         sequence=config.parallel.sequence,
         units=[_block(model, layers, place.tp, tp), *_ends(model, first, last, place.tp, tp)],
@@ -178,35 +217,46 @@ def _piece(n: int, rank: int, size: int) -> int:
 
 def _block(model: ModelConfig, layers: int, rank: int, size: int) -> _Unit:
     assert model.kv_heads and model.ffn, "the configuration is resolved"
-    gpt2 = model.arch == "gpt2"
-    head_width = model.width // model.heads
-    query = head_width * (model.heads // size)
-    key_value = 2 * head_width * max(1, model.kv_heads // size)
+    gpt2, width = model.arch == "gpt2", model.width
+    head_width = width // model.heads
+    query, key_value = head_width * (model.heads // size), head_width * max(1, model.kv_heads // size)
     ffn = _piece(model.ffn, rank, size)
 
-    # llama: two gains. gpt2: gain and bias of two norms, the biases of two matrices that write.
-    whole = (6 if gpt2 else 2) * model.width
-    into = model.width + gpt2  # a row of a matrix that reads, with its bias
-    attention = query * into + model.width * query  # without keys and values
-    mlp = ffn * into * (1 if gpt2 else 2) + model.width * ffn  # up, and llama's gate; down
-    cut = attention + mlp
-    return _Unit("blocks", layers, whole, key_value * into, cut, ("forward", "backward"), ("backward",))
+    def reading(outputs: int, part: Literal["copied", "cut"], held: int) -> list[_Tensor]:
+        bias = [_Tensor((outputs,), part, held)] if gpt2 else []
+        return [_Tensor((outputs, width), part, held * width), *bias]
+
+    def writing(inputs: int, held: int) -> list[_Tensor]:
+        bias = [_Tensor((width,), "whole", width)] if gpt2 else []
+        return [_Tensor((width, inputs), "cut", width * held), *bias]
+
+    whole_kv = head_width * model.kv_heads
+    tensors = [
+        *[_Tensor((width,), "whole", width)] * (4 if gpt2 else 2),  # the norms' gains, gpt2's biases
+        *reading(width, "cut", query),
+        *reading(whole_kv, "copied", key_value),
+        *reading(whole_kv, "copied", key_value),
+        *writing(width, query),
+        *reading(model.ffn, "cut", ffn) * (1 if gpt2 else 2),  # up, and llama's gate
+        *writing(model.ffn, ffn),
+    ]
+    return _Unit("blocks", layers, tensors, ("forward", "backward"), ("backward",))
 
 
 def _ends(model: ModelConfig, first: bool, last: bool, rank: int, size: int) -> Iterator[_Unit]:
-    gpt2 = model.arch == "gpt2"
-    matrix = model.width * _piece(model.vocab, rank, size)
+    gpt2, width = model.arch == "gpt2", model.width
+    matrix = _Tensor((model.vocab, width), "cut", width * _piece(model.vocab, rank, size))
     if first or (last and model.tied):
         head = ("head",) if last and model.tied else ()
         reads = ("forward", *head) if first else head
         writes = ("backward", *head) if first else head
-        yield _Unit("embedding", 1, 0, 0, matrix, reads, writes)
+        yield _Unit("embedding", 1, [matrix], reads, writes)
     if first and gpt2:
-        positions = model.seq_len * model.width
-        yield _Unit("positions", 1, positions, 0, 0, ("forward",), ("backward",))
+        positions = _Tensor((model.seq_len, width), "whole", model.seq_len * width)
+        yield _Unit("positions", 1, [positions], ("forward",), ("backward",))
     if last:
-        whole = (2 if gpt2 else 1) * model.width  # the final norm
-        yield _Unit("head", 1, whole, 0, 0 if model.tied else matrix, ("head",), ("head",))
+        norm = [_Tensor((width,), "whole", width)] * (2 if gpt2 else 1)
+        yield _Unit("head", 1, [*norm, *([] if model.tied else [matrix])], ("head",), ("head",))
 
 
 def _tensor(r: _Rank) -> Iterator[Entry]:
@@ -220,9 +270,9 @@ def _tensor(r: _Rank) -> Iterator[Entry]:
         yield from _leave(r, "embedding", "the vocabulary", r.micro)
     if r.last:
         yield from _enter(r, "head input", "the vocabulary", r.micro, kept=True)
-        yield "tp", "all_reduce", "largest logit of every token", r.micro, r.tokens * r.q
+        yield "tp", "all_reduce", "largest logit of every token", r.micro, r.tokens * r.bytes.wide
         sums = "sum of exponentials and target's logit of every token"
-        yield "tp", "all_reduce", sums, r.micro, 2 * r.tokens * r.q
+        yield "tp", "all_reduce", sums, r.micro, 2 * r.tokens * r.bytes.wide
 
 
 def _enter(r: _Rank, what: str, over: str, calls: int, kept: bool = False) -> Iterator[Entry]:
@@ -230,7 +280,7 @@ def _enter(r: _Rank, what: str, over: str, calls: int, kept: bool = False) -> It
 
     The weights' gradients need all rows too, which are gathered again unless they were kept.
     """
-    verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.q
+    verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.bytes.param
     if r.sequence:
         yield "tp", "all_gather", f"{what}, all rows", calls, n_bytes
         if not kept:
@@ -240,7 +290,7 @@ def _enter(r: _Rank, what: str, over: str, calls: int, kept: bool = False) -> It
 
 def _leave(r: _Rank, what: str, over: str, calls: int) -> Iterator[Entry]:
     """Out of a region: the forward leaves a partial sum; the backward needs all rows."""
-    verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.q
+    verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.bytes.param
     yield "tp", verb, f"{what}, sum over {over}", calls, n_bytes
     if r.sequence:
         yield "tp", "all_gather", f"gradient of {what}, all rows", calls, n_bytes
@@ -248,7 +298,7 @@ def _leave(r: _Rank, what: str, over: str, calls: int) -> Iterator[Entry]:
 
 def _pipeline(r: _Rank) -> Iterator[Entry]:
     rows = r.tokens // r.sizes["tp"] if r.sequence else r.tokens
-    n_bytes = rows * r.width * r.q
+    n_bytes = rows * r.width * r.bytes.param
     yield "pp", "send", "activations to the next stage", 0 if r.last else r.micro, n_bytes
     yield "pp", "send", "gradients to the previous stage", 0 if r.first else r.micro, n_bytes
 
@@ -257,23 +307,43 @@ def _data(r: _Rank) -> Iterator[Entry]:
     """Gradients are summed, and parameters gathered, once a step or at each visit of a micro-batch."""
     shard = r.sizes["shard"]
     for u in r.units:
-        own = -(-(u.whole + u.copied + u.cut) // shard) * r.q  # padded to equal shards
+        n = sum(u.elements(part, r.align) for part in ("whole", "copied", "cut"))
+        own = -(-n // (shard * r.align)) * r.align  # padded to equal shards
         visits = u.number * r.micro
         for when, calls in [(f" in the {w}", visits) for w in u.writes] if r.zero >= 2 else [("", u.number)]:
             what = f"gradients of the {u.name}{when}"
             if r.sequence:
-                yield "tp", "all_reduce", f"{what}: those held whole, sum over rows", calls, u.whole * r.q
-            yield "kv", "all_reduce", f"{what}: kv heads, sum over copies", calls, u.copied * r.q
-            yield "shard", "reduce_scatter", what, calls, own * shard
-        yield "replica", "all_reduce", f"gradients of the {u.name}", u.number, own
+                whole = u.elements("whole", r.align) * r.bytes.grad
+                yield "tp", "all_reduce", f"{what}: those held whole, sum over rows", calls, whole
+            copied = u.elements("copied", r.align)
+            yield "kv", "all_reduce", f"{what}: kv heads, sum over copies", calls, copied * r.bytes.grad
+            yield "shard", "reduce_scatter", what, calls, own * shard * r.bytes.grad
+        yield "replica", "all_reduce", f"gradients of the {u.name}", u.number, own * r.bytes.grad
         if u.name == "embedding":
-            yield "tied", "all_reduce", "gradients of the tied embedding", 1, own
+            yield "tied", "all_reduce", "gradients of the tied embedding", 1, own * r.bytes.grad
         for when, calls in [(f" in the {w}", visits) for w in u.reads] if r.zero == 3 else [("", u.number)]:
-            yield "shard", "all_gather", f"parameters of the {u.name}{when}", calls, own * shard
+            what, n_bytes = f"parameters of the {u.name}{when}", own * shard * r.bytes.param
+            yield "shard", "all_gather", what, calls, n_bytes
 
 
-def _scalars() -> Iterator[Entry]:
+def _update(r: _Rank) -> Iterator[Entry]:
+    """What optimizers that look at whole tensors add up, in a call for each unit."""
+    for axis, u in ((axis, u) for axis in ("shard", "tp") for u in r.units):
+        matrices = sum(math.prod(t.shape) for t in u.tensors if len(t.shape) == 2 and u.name == "blocks")
+        if r.optimizer in ("lamb", "adafactor"):
+            yield axis, "all_reduce", f"norms of the {u.name}", u.number, 2 * _SCALAR * len(u.tensors)
+        if r.optimizer == "adafactor":
+            sides = sum(sum(t.shape) for t in u.tensors)
+            yield axis, "all_reduce", f"rows and columns of the {u.name}", u.number, sides * r.bytes.wide
+        if r.optimizer == "muon":
+            yield axis, "all_reduce", f"matrices of the {u.name}", u.number, matrices * r.bytes.wide
+
+
+def _scalars(r: _Rank) -> Iterator[Entry]:
     for axis in ("shard", "tp", "pp"):
         yield axis, "all_reduce", "squared norm of the gradients", 1, _SCALAR
     for axis in ("pp", "dp"):
         yield axis, "all_reduce", "loss", 1, _SCALAR
+    yield "world", "all_reduce", "whether a gradient overflowed", 1, _SCALAR
+    for axis in ("dp", "tp"):
+        yield axis, "all_reduce", "largest magnitudes of what is 8 bits", 1, 4 * r.n_scaled

@@ -14,9 +14,10 @@ from minitrain.arrays.types import Array
 from minitrain.comm.grid import Grid
 from minitrain.config import Config
 from minitrain.model import embedding, head
-from minitrain.model.block import BlockContext, BlockSaved, block_backward, block_forward
+from minitrain.model.block import BlockContext, BlockSaved, Scales, block_backward, block_forward
 from minitrain.model.spec import block_specs, embedding_specs, head_specs, position_specs, stage_layers
 from minitrain.model.tensor import TensorParallel
+from minitrain.ops.fp8 import Fp8Linear, Scaled8
 from minitrain.ops.rope import rope_table
 from minitrain.parallel.unit import Fill, Memory, Unit
 from minitrain.precision import PRECISIONS
@@ -34,12 +35,13 @@ class StageSaved(NamedTuple):
 class Stage:
     """The units of one pipeline stage. `units` lists them in the order of the forward pass."""
 
-    def __init__(self, config: Config, grid: Grid, fill: Fill) -> None:
+    def __init__(self, config: Config, grid: Grid, fill: Fill, align: int = 1) -> None:
+        """`align`: a multiple at which every tensor begins in its flat vector, if the optimizer wants it."""
         model, parallel = config.model, config.parallel
         self.model, self.precision = model, PRECISIONS[config.precision]
         self.is_first, self.is_last = grid.pp.rank == 0, grid.pp.rank == grid.pp.size - 1
         self.tp = TensorParallel(grid.tp, parallel.sequence and grid.tp.size > 1)
-        self.memory = Memory(grid, parallel.zero, self.tp.sequence, self.precision)
+        self.memory = Memory(grid, parallel.zero, self.tp.sequence, self.precision, align)
         layers = stage_layers(model.layers, grid.pp.rank, grid.pp.size)
 
         self.embedding: Unit | None = None
@@ -54,10 +56,11 @@ class Stage:
             self.head = Unit("", head_specs(model), self.memory, fill)
         self.units = [u for u in (self.embedding, self.positions, *self.blocks, self.head) if u is not None]
 
+        self.scales = [self._scales(unit) for unit in self.blocks]
         head_width = model.width // model.heads
         rope_TC = None
         if model.arch == "llama":
-            rope_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.param)
+            rope_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.activation)
         self._block_context = BlockContext(self.tp, model.seq_len, head_width, model.norm_eps, rope_TC)
         self._first_id = embedding_specs(model)[0].tp_slice(grid.tp.rank, grid.tp.size)[0].start
         self._head_context = head.HeadContext(self.tp, self._first_id, model.norm_eps)
@@ -68,9 +71,9 @@ class Stage:
         if self.is_first:
             ids_N, x = x, self._embed(x, self.model.seq_len)
         saved = []
-        for unit in self.blocks:
+        for unit, f8 in zip(self.blocks, self.scales, strict=True):
             with unit.params() as w:
-                x, block_saved = block_forward(x, w, self._block_context)
+                x, block_saved = block_forward(x, w, f8, self._block_context)
             saved.append(block_saved)
         return x, StageSaved(ids_N, saved)
 
@@ -79,26 +82,35 @@ class Stage:
         context = self._block_context._replace(seq_len=seq_len)
         if self.is_first:
             x = self._embed(x, seq_len)
-        for unit in self.blocks:
+        for unit, f8 in zip(self.blocks, self.scales, strict=True):
             with unit.params() as w:
-                x, _ = block_forward(x, w, context)
+                x, _ = block_forward(x, w, f8, context)
+        for tensor in self._scaled():
+            tensor.amax = 0.0  # training does not depend on what is looked at between steps
         return x
 
     def backward(self, dx_SD: Array, saved: StageSaved) -> Array:
         """The gradient for the previous stage, from that of the next one; parameter gradients are added up
         in the units.
         """
-        for unit in reversed(self.blocks):
+        for unit, f8 in zip(reversed(self.blocks), reversed(self.scales), strict=True):
             with unit.params() as w, unit.grads() as g:
-                dx_SD = block_backward(dx_SD, saved.blocks.pop(), w, g, self._block_context)
+                dx_SD = block_backward(dx_SD, saved.blocks.pop(), w, g, f8, self._block_context)
         if saved.ids_N is not None:
             self._embed_backward(dx_SD, saved.ids_N)
         return dx_SD
 
-    def loss(self, x_SD: Array, targets_N: Array, scale: float) -> tuple[float, Array]:
-        """Sum of nll over the micro-batch in nats, and dx_SD of `scale` times it."""
+    def loss(
+        self, x_SD: Array, targets_N: Array, scale: float, drawn_N: Array | None = None
+    ) -> tuple[float, Array]:
+        """Sum of nll over the micro-batch in nats, and dx_SD of `scale` times it.
+
+        With `drawn_N`, uniform numbers, the targets are drawn from the prediction (`head.draw_targets`).
+        """
         with self._head_and_matrix(Unit.params) as (w, matrix_VD):
             nll_N, saved = head.loss_forward(x_SD, targets_N, w, matrix_VD, self._head_context)
+            if drawn_N is not None:
+                saved = head.draw_targets(saved, drawn_N, self._head_context)
             with self._head_and_matrix(Unit.grads) as (g, dmatrix_VD):
                 dx_SD = head.loss_backward(saved, scale, w, matrix_VD, g, dmatrix_VD, self._head_context)
         return float(nll_N.sum(dtype=np.float64)), dx_SD
@@ -117,7 +129,25 @@ class Stage:
     def empty_activations(self, n_rows: int) -> Array:
         """A buffer for what a neighbouring stage sends for a micro-batch of `n_rows` tokens."""
         rows = self.tp.rows(n_rows)
-        return np.empty((rows.stop - rows.start, self.model.width), self.precision.param)
+        return np.empty((rows.stop - rows.start, self.model.width), self.precision.activation)
+
+    def largest_magnitudes(self) -> Array:
+        """Under fp8, of every tensor that is rounded, what this rank saw in this step; else nothing."""
+        return np.array([tensor.amax for tensor in self._scaled()], np.float32)
+
+    def rescale(self, amax: Array) -> None:
+        """The scales of the next step, from `largest_magnitudes` of all ranks."""
+        for tensor, most in zip(self._scaled(), amax, strict=True):
+            tensor.end_step(float(most))
+
+    def _scales(self, unit: Unit) -> Scales:
+        if not self.precision.fp8:
+            return {}
+        names = (spec.name.removeprefix(unit.prefix) for spec in unit.specs if spec.group == "matrix")
+        return {name: Fp8Linear() for name in names}
+
+    def _scaled(self) -> Iterator[Scaled8]:
+        return (tensor for scales in self.scales for f8 in scales.values() for tensor in f8.tensors)
 
     def _embed(self, ids_N: Array, seq_len: int) -> Array:
         assert self.embedding is not None

@@ -13,18 +13,21 @@ the owner of 1/shard of every vector. *How long* do full vectors live:
 `params()` and `grads()` hide the stage from all that computes; `param` and `grad` are None where not kept.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
-from minitrain.arrays.blocks import row_blocks
-from minitrain.arrays.flat import Layout, merge, padded, within
+from minitrain.arrays.blocks import all_finite, row_blocks
+from minitrain.arrays.flat import Layout, merge, overlap, padded
+from minitrain.arrays.narrow import wide
 from minitrain.arrays.pool import Pool
 from minitrain.arrays.types import Array
 from minitrain.comm.grid import Grid
 from minitrain.model.spec import ParamSpec
-from minitrain.optim.optimizer import Optimizer, State
+from minitrain.optim.optimizer import State
 from minitrain.precision import Precision
 
 Fill = Callable[[ParamSpec, tuple[slice, ...]], Array]
@@ -32,11 +35,38 @@ Fill = Callable[[ParamSpec, tuple[slice, ...]], Array]
 
 
 class Memory:
-    """What all units of a rank have in common: the grid, the ZeRO stage, the types, and buffers to borrow."""
+    """What all units of a rank have in common: the grid, the ZeRO stage, the types, a multiple at which
+    tensors begin, and buffers to borrow.
+    """
 
-    def __init__(self, grid: Grid, zero: int, sequence: bool, precision: Precision) -> None:
+    def __init__(self, grid: Grid, zero: int, sequence: bool, precision: Precision, align: int) -> None:
         self.grid, self.zero, self.sequence, self.precision = grid, zero, sequence, precision
+        self.align = align
         self.pool = Pool()
+
+
+class Held(NamedTuple):
+    """What this rank updates of one parameter: of its box `box`, cut by tensor parallelism, the elements
+    `run` in the order of memory, cut by ZeRO. They lie at `where` in the own shard.
+    """
+
+    spec: ParamSpec
+    box: tuple[slice, ...]
+    run: slice
+    where: slice
+    speaks: bool  # for the tp ranks that hold the same
+
+    def places(self, elements: slice) -> Array:
+        """The places of some elements of the own shard in the whole tensor, counted row by row. uint64."""
+        shift = self.run.start - self.where.start
+        place = np.arange(elements.start + shift, elements.stop + shift)
+        columns = self.box[-1].stop - self.box[-1].start
+        if len(self.box) == 2 and columns < self.spec.shape[1]:
+            row, column = np.divmod(place, columns)
+            place = row * self.spec.shape[1] + column + self.box[1].start
+        else:
+            place += self.box[0].start * math.prod(self.spec.shape[1:])
+        return place.astype(np.uint64)
 
 
 class Unit:
@@ -62,24 +92,30 @@ class Unit:
         self.specs = sorted(specs, key=lambda spec: (spec.decays, kind(spec)))
         self.boxes = [spec.tp_slice(tp.rank, tp.size) for spec in self.specs]
         shapes = [tuple(b.stop - b.start for b in box) for box in self.boxes]
-        self.layout = Layout(
-            [(spec.name.removeprefix(prefix), s) for spec, s in zip(self.specs, shapes, strict=True)]
-        )
+        names = [spec.name.removeprefix(prefix) for spec in self.specs]
+        self.layout = Layout(list(zip(names, shapes, strict=True)), memory.align)
         runs = list(zip(self.specs, self.layout.slices.values(), strict=True))
-        self._whole = merge([run for spec, run in runs if kind(spec) == 0])
-        self._kv_copies = merge([run for spec, run in runs if kind(spec) == 1])
+        self._whole = self._merged([run for spec, run in runs if kind(spec) == 0])
+        self._kv_copies = self._merged([run for spec, run in runs if kind(spec) == 1])
 
         shard = memory.grid.shard
-        n = padded(self.layout.size, shard.size)
+        n = padded(self.layout.size, shard.size * memory.align)
         own = slice(shard.rank * n // shard.size, (shard.rank + 1) * n // shard.size)
-        self.speaks_for = [counted and self._first_of_its_copies(kind(spec)) for spec in self.specs]
-        here = [run for (_, run), spoken in zip(runs, self.speaks_for, strict=True) if spoken]
-        self.counted = within(merge(here), own)  # of the own shard, what this rank adds to the global norm
-        decaying = within(merge([run for spec, run in runs if spec.decays]), own)
-        resting = within(merge([run for spec, run in runs if not spec.decays]), own)
-        # Of the own shard: (where, decays).
-        self.groups = [(run, True) for run in decaying] + [(run, False) for run in resting]
+        speaks = [self._first_of_its_copies(kind(spec)) for spec in self.specs]
+        self.held = [
+            Held(spec, box, *overlap(run, own), speaks=first)
+            for (spec, run), box, first in zip(runs, self.boxes, speaks, strict=True)
+        ]
+        self.speaks_for = [counted and first for first in speaks]
+        # Of the own shard, what this rank adds to the global norm.
+        self.counted = merge([h.where for h, c in zip(self.held, self.speaks_for, strict=True) if c])
+        self.n_updates = 0
+        self.not_finite: str | None = None  # the parameter whose gradient was not, before any sum over ranks
         self._allocate(n, own, fill)
+
+    def _merged(self, runs: list[slice]) -> list[slice]:
+        """As few slices as possible, with the gaps that `align` leaves, which hold zeros."""
+        return merge([slice(run.start, padded(run.stop, self._memory.align)) for run in runs])
 
     def _first_of_its_copies(self, kind: int) -> bool:
         """Of the tp ranks that hold the same values one speaks for them: a norm is over every distinct
@@ -89,21 +125,25 @@ class Unit:
         return (grid.tp.rank == 0, grid.kv.rank == 0, True)[kind]
 
     def _allocate(self, n: int, own: slice, fill: Fill) -> None:
-        precision, zero, sharded = self._memory.precision, self._memory.zero, self._memory.grid.shard.size > 1
-        full = np.zeros(n, precision.param)
-        for view, spec, box in zip(self.layout.views(full).values(), self.specs, self.boxes, strict=True):
-            view[...] = fill(spec, box)
+        types, zero, sharded = self._memory.precision, self._memory.zero, self._memory.grid.shard.size > 1
+        full, n_own = np.zeros(n, types.param), own.stop - own.start
+        master = np.zeros(n_own, types.master) if types.master != types.param else None
+        for view, held in zip(self.layout.views(full).values(), self.held, strict=True):
+            values = fill(held.spec, held.box)
+            view[...] = values
+            if master is not None:
+                master[held.where] = values.reshape(-1)[held.run]
         if zero < 3:
             self.param: Array | None = full
             self.param_shard = full[own] if sharded else full
         else:
             self.param, self.param_shard = None, full[own].copy()
         if zero < 2:
-            self.grad: Array | None = np.zeros(n, precision.grad)
+            self.grad: Array | None = np.zeros(n, types.grad)
             self.grad_shard = self.grad[own] if sharded else self.grad
         else:
-            self.grad, self.grad_shard = None, np.zeros(own.stop - own.start, precision.grad)
-        self.master = self.param_shard  # of one type with the gradients: the parameter is its own master copy
+            self.grad, self.grad_shard = None, np.zeros(n_own, types.grad)
+        self.master = self.param_shard if master is None else master
         self.state: State = {}
         self._param_views = None if self.param is None else self.layout.views(self.param)
         self._grad_views = None if self.grad is None else self.layout.views(self.grad)
@@ -138,12 +178,19 @@ class Unit:
         axis.
         """
         grid = self._memory.grid
+        self._look_at(full)
         if self._memory.sequence:
             for run in self._whole:  # each tp rank saw 1/tp of the rows
                 grid.tp.all_reduce(full[run])
         for run in self._kv_copies:  # each copy of a kv head served other query heads
             grid.kv.all_reduce(full[run])
         grid.shard.reduce_scatter(full, part)
+
+    def _look_at(self, full: Array) -> None:
+        """Notes the first gradient that is not finite, while it is still known whose it is."""
+        if self.not_finite is None and not all_finite(full):
+            views = zip(self.specs, self.layout.views(full).values(), strict=True)
+            self.not_finite = next(spec.name for spec, view in views if not all_finite(view.reshape(-1)))
 
     def sum_of_squares(self) -> float:
         """Of the gradient elements that this rank counts: none at all where its part is padding.
@@ -154,7 +201,8 @@ class Unit:
         for run in self.counted:
             grad = self.grad_shard[run]
             for block in row_blocks(grad.size, grad.itemsize):
-                total += float(np.dot(grad[block], grad[block]))
+                g = wide(grad[block])
+                total += float(np.dot(g, g))
         return total
 
     def distinct(self) -> Iterator[tuple[ParamSpec, tuple[slice, ...], Array]]:
@@ -170,19 +218,14 @@ class Unit:
                 if spoken:
                     yield spec, box, values
 
-    def update(
-        self, optimizer: Optimizer, lr: float, weight_decay: float, grad_scale: float, step: int
-    ) -> None:
-        """One step of the optimizer on the own part."""
-        for run, decays in self.groups:
-            state = {name: vector[run] for name, vector in self.state.items()}
-            optimizer.update(
-                self.master[run], self.grad_shard[run], state,
-                lr=lr, decay=weight_decay if decays else 0.0, grad_scale=grad_scale, step=step,
-            )  # fmt: skip
+    def publish(self) -> None:
+        """After an update of the master copy: the own part of the parameters, rounded to their type."""
+        if self.master is not self.param_shard:
+            self.param_shard[...] = self.master
 
     def zero_grads(self) -> None:
         (self.grad if self.grad is not None else self.grad_shard).fill(0)
+        self.not_finite = None
 
     def bytes(self) -> dict[str, int]:
         """Persistent memory of this unit by class. A shard that is a view of a full vector, or a master

@@ -11,11 +11,8 @@ from minitrain.comm.grid import make_grid
 from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config, ParallelConfig, TrainConfig
 from minitrain.launch import join, launched
-from minitrain.observe.memory import MemoryMeter
-from minitrain.optim import make_optimizer
-from minitrain.parallel.schedule import SCHEDULES
-from minitrain.parallel.stage import Stage
-from minitrain.step import Batch, Trainer, train_step
+from minitrain.step import Batch, train_step
+from minitrain.train import make_trainer
 
 
 def make_step(name: str) -> Callable[[int], float]:
@@ -29,12 +26,7 @@ def make_step(name: str) -> Callable[[int], float]:
         optim=OPTIM,
     )
     grid, values = make_grid(traced(world, ByteCounter()), config), weights(model)
-    stage = Stage(config, grid, lambda spec, box: values[spec.name][box])
-    optimizer = make_optimizer(config.optim)
-    for unit in stage.units:
-        unit.state = optimizer.init(unit.master)
-    schedule = SCHEDULES[config.parallel.schedule]
-    trainer = Trainer(stage, grid, schedule, optimizer, config.optim, MemoryMeter())
+    trainer = make_trainer(config, grid, lambda spec, box: values[spec.name][box])
     own = slice(BATCH * world.rank // world.size, BATCH * (world.rank + 1) // world.size)
     data = [
         Batch(ids_BT[own].reshape(1, -1), targets_BT[own].reshape(1, -1), ids_BT.size)

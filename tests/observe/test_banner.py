@@ -25,7 +25,7 @@ def rows(banner: str) -> list[list[str]]:
 
 def test_a_run_on_eight_ranks() -> None:
     shown = text(8, notices=("look at this",), train=TrainConfig(global_batch=8), optim=OptimConfig(lr=0.5))
-    model = "llama, 2 layers x 128, 4 heads, ffn 352, vocab 256: 467,584 parameters in fp32"
+    model = "llama, 2 layers x 128, 4 heads, ffn 352, vocab 256: 467,584 parameters"
     layout = "8 ranks = dp 2 x pp 2 x tp 2, 1f1b"
     batch = "8 sequences of 64 = 512 tokens a step"
     for part in (model, layout, batch, "King James Bible", "adamw, lr 0.5", "note       look at this"):

@@ -16,20 +16,33 @@ from pairwise import pairwise
 from minitrain.comm.grid import make_grid
 from minitrain.comm.threads import run_threads
 from minitrain.comm.traced import ByteCounter, Event, TracedComm
-from minitrain.config import Config
+from minitrain.config import Config, LossScaleConfig
 from minitrain.observe.traffic import places, sent_bytes, traffic
 from minitrain.validate import validate
 
 MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
-BATCHES = {"2x1": (2, 1, "fp64"), "3x2": (3, 2, "fp32")}  # micro-batches, sequences of each, precision
+BATCHES = {  # micro-batches, sequences of each, precision, optimizer
+    "2x1": (2, 1, "fp64", "adamw"),
+    "3x2": (3, 2, "fp32", "lamb"),
+    "1x2": (1, 2, "fp16", "adam8bit"),
+    "2x2": (2, 2, "bf16", "adafactor"),
+    "1x1": (1, 1, "bf16-pure", "muon"),
+    "2x3": (2, 3, "fp8", "adamw"),
+}
 
 
 def configured(model: str, batch: str, **layout: Any) -> Config:
-    n_micro, micro_batch, precision = BATCHES[batch]
+    n_micro, micro_batch, precision, name = BATCHES[batch]
     config = tiny(MODELS[model], **layout)
     sequences = layout.get("dp", 1) * n_micro * micro_batch
     train = replace(config.train, micro_batch=micro_batch, global_batch=sequences)
-    return replace(config, train=train, precision=precision)
+    return replace(
+        config,
+        train=train,
+        precision=precision,
+        optim=replace(config.optim, name=name),
+        loss_scale=LossScaleConfig(initial=1),  # these gradients are large
+    )
 
 
 def cases(batch: str) -> Iterator[dict[str, Any]]:
@@ -107,8 +120,8 @@ RICH = {
 }
 CALLS = [
     *itertools.product(["sequence"], ["tp", "shard"], ["all_gather", "reduce_scatter"]),
-    *itertools.product(["sequence"], ["tp", "kv", "replica", "shard", "dp"], ["all_reduce"]),
-    *itertools.product(["pipeline"], ["tp", "kv", "shard", "pp", "tied", "dp"], ["all_reduce"]),
+    *itertools.product(["sequence"], ["tp", "kv", "replica", "shard", "dp", "world"], ["all_reduce"]),
+    *itertools.product(["pipeline"], ["tp", "kv", "shard", "pp", "tied", "dp", "world"], ["all_reduce"]),
     *itertools.product(["pipeline"], ["shard"], ["all_gather", "reduce_scatter"]),
 ]
 
@@ -126,7 +139,7 @@ def test_every_step_sends_the_same():
 def test_the_planted_bugs_below_touch_every_axis_and_verb():
     called = {(name, e.axis, e.verb) for name in RICH for events in rich_trace(name) for e in events}
     assert called == {*CALLS, ("pipeline", "pp", "send")}
-    assert {axis for _, axis, _ in called} == {"replica", "shard", "dp", "pp", "tp", "kv", "tied"}
+    assert {axis for _, axis, _ in called} == {"replica", "shard", "dp", "pp", "tp", "kv", "tied", "world"}
 
 
 @pytest.mark.parametrize("name", RICH)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from layouts import LIMIT, Part, assemble, parts, remembering, worst_gradient_error
+from layouts import LIMIT, Part, assemble, gradient_parts, remembering, worst_gradient_error
 from parity.ours import config_for, logits
 from parity.reference import (
     MODELS,
@@ -24,11 +24,8 @@ from minitrain.checkpoint.weights import initial_values
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
-from minitrain.observe.memory import MemoryMeter
-from minitrain.optim import make_optimizer
-from minitrain.parallel.schedule import SCHEDULES
-from minitrain.parallel.stage import Stage
-from minitrain.step import Batch, Trainer, train_step
+from minitrain.step import Batch, train_step
+from minitrain.train import make_trainer
 
 TOLERANCE = 1e-10
 SEQ_LEN = 8  # below the models' own 12
@@ -98,22 +95,18 @@ def loss_and_gradients(reference: Reference, layout: dict[str, object]) -> tuple
     """Of the global batch in several micro-batches, by one step on as many threads as there are ranks."""
     config = config_for(reference.directory, SEQ_LEN, **layout)
     config = replace(config, train=replace(config.train, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH))
-    optimizer, schedule = remembering(make_optimizer(config.optim)), SCHEDULES[config.parallel.schedule]
 
     def rank_main(world: Comm) -> tuple[float, list[Part]]:
         grid = make_grid(world, config)
-        stage = Stage(config, grid, initial_values(config))
-        for unit in stage.units:
-            unit.state = optimizer.init(unit.master)
+        trainer = remembering(make_trainer(config, grid, initial_values(config)))
         each = GLOBAL_BATCH // grid.dp.size
         own = slice(grid.dp.rank * each, (grid.dp.rank + 1) * each)
         ids_MN, targets_MN = (
             x_BT[own].reshape(-1, MICRO_BATCH * SEQ_LEN) for x_BT in (reference.ids_BT, reference.targets_BT)
         )
         batch = Batch(ids_MN, targets_MN, reference.ids_BT.size)
-        trainer = Trainer(stage, grid, schedule, optimizer, config.optim, MemoryMeter())
         result = train_step(trainer, batch, config.optim.lr, 1)
-        return result.loss, parts(stage, grid, "gradient")
+        return result.loss, gradient_parts(trainer)
 
     parallel = config.parallel
     ranks = run_threads(parallel.dp * parallel.tp * parallel.pp, rank_main, LIMIT)
