@@ -16,7 +16,7 @@ def adamw(betas: tuple[float, float], eps: float) -> Elementwise:
 
     With decay 0 this is Adam (Kingma & Ba 2015, Algorithm 1); the decoupled decay makes it AdamW (Loshchilov
     & Hutter 2019, Algorithm 2). Decay is in units of lr, PyTorch's convention; Loshchilov & Hutter's own is
-    not.
+    not. The rate lr / (1 - b1^t) goes into the denominator, which saves a pass over the vectors.
     """
     b1, b2 = betas
 
@@ -31,11 +31,13 @@ def adamw(betas: tuple[float, float], eps: float) -> Elementwise:
         g *= g
         g *= 1 - b2
         v += g
+        if hyper.lr == 0:
+            return
+        rate = hyper.lr / (1 - b1**hyper.t)
         denominator = np.sqrt(v, out=g)
-        denominator *= 1 / math.sqrt(1 - b2**hyper.t)
-        denominator += eps
+        denominator *= 1 / (rate * math.sqrt(1 - b2**hyper.t))
+        denominator += eps / rate
         step = np.divide(m, denominator, out=denominator)
-        step *= hyper.lr / (1 - b1**hyper.t)
         w *= 1 - hyper.lr * hyper.decay
         w -= step
 

@@ -37,11 +37,11 @@ def apply(
     rounding: Rounding = to_nearest,
 ) -> None:
     """One step of `optimizer` on the elements `where`, in place on `param` and `state`. The gradient is
-    `grad_scale * grad` (clipping, loss scaling). The largest temporary is a block.
+    `grad_scale * grad` (clipping, loss scaling); `grad` is used up. The largest temporary is a block.
     """
-    computed, n_vectors = compute_type(param.dtype), 2 + len(state)
-    for block in _blocks(where, n_vectors * computed.itemsize, optimizer.align):
-        g = np.multiply(grad[block], grad_scale, dtype=computed)
+    computed = compute_type(param.dtype)
+    for block in _blocks(where, computed.itemsize, optimizer.align):
+        g = _scaled(grad[block], grad_scale, computed)
         with_param = {"": param, **state}
         values = {name: _load(vector, block) for name, vector in with_param.items()}
         optimizer.update(values[""], g, values, hyper)
@@ -51,16 +51,25 @@ def apply(
 def absorb(optimizer: Elementwise, state: State, estimate: Array) -> None:
     """The state takes in an estimate of the Hessian's diagonal, which may be overwritten."""
     assert optimizer.absorb is not None
-    for block in _blocks(slice(0, estimate.size), (1 + len(state)) * estimate.itemsize, optimizer.align):
+    for block in _blocks(slice(0, estimate.size), estimate.itemsize, optimizer.align):
         values = {name: _load(vector, block) for name, vector in state.items()}
         optimizer.absorb(values, estimate[block])
         _save(values, block, state, to_nearest)
 
 
-def _blocks(where: slice, bytes_each: int, align: int) -> Iterator[slice]:
-    """Slices of `where` as large as the cache, each a multiple of `align` after its start."""
-    for rows in row_blocks(-(-(where.stop - where.start) // align), bytes_each * align):
+def _blocks(where: slice, itemsize: int, align: int) -> Iterator[slice]:
+    """Slices of `where`, each a multiple of `align` after its start. A handful of blocks fit an L2 cache."""
+    for rows in row_blocks(-(-(where.stop - where.start) // align), itemsize * align):
         yield slice(where.start + rows.start * align, min(where.start + rows.stop * align, where.stop))
+
+
+def _scaled(grad: Array, scale: float, dtype: np.dtype[np.generic]) -> Array:
+    """`scale * grad` in the type of computation, in the gradient's own memory if it has that type."""
+    if grad.dtype != dtype:
+        return np.multiply(grad, scale, dtype=dtype)
+    if scale != 1:
+        grad *= scale
+    return grad
 
 
 def _load(vector: Stored, block: slice) -> Array:

@@ -36,7 +36,8 @@ class Updater(NamedTuple):
                 unit.state[f"{piece.name}.{name}"] = moment.astype(unit.master.dtype, copy=False)
 
     def update(self, unit: Unit, lr: float, grad_scale: float) -> None:
-        """One step, in place on the own part of the unit. The gradient is `grad_scale` times what it holds.
+        """One step, in place on the own part of the unit. The gradient is `grad_scale` times what it holds,
+        and is used up.
 
         Collective over shard and tp if the optimizer looks at whole tensors, otherwise local.
         """

@@ -1,4 +1,6 @@
-"""scripts/bench_step compares like with like, and reports it. How fast either side is, is not asserted."""
+"""scripts/bench_step and scripts/bench_optim compare like with like, and report it. How fast either side is,
+is not asserted.
+"""
 
 import json
 from pathlib import Path
@@ -42,3 +44,27 @@ def test_different_losses_are_not_compared(monkeypatch: pytest.MonkeyPatch, side
     compare.require_same_losses(LOSSES)
     with pytest.raises(compare.CannotRunError, match="same losses"):
         compare.require_same_losses(LOSSES | {side: [5.5, loss]})
+
+
+def test_optimizer_table() -> None:
+    pytest.importorskip("torch", reason="the other side is PyTorch: install the extra `parity`")
+    job = run_python(BENCH / "optimizer.py", "--rounds", 3, "--size", 100_003)
+    assert job.returncode == 0, job.stderr
+    title, _, *rows = job.stdout.splitlines()
+    assert title.startswith("AdamW, 100,003 fp32 elements, 1 thread, NumPy ")
+    assert [row[:20].strip() for row in rows] == ["minitrain", "PyTorch, fused", "PyTorch, not fused"]
+    for row in rows:
+        median, low, high, ratio = map(float, row[20:].split())
+        assert 0 < low <= median <= high and ratio > 0
+
+
+def test_optimizers_that_differ_are_not_compared() -> None:
+    pytest.importorskip("torch", reason="the other side is PyTorch: install the extra `parity`")
+    program = (
+        f"import sys; sys.path.insert(0, {str(BENCH)!r}); sys.argv[1:] = ['--size', '9']\n"
+        "import optimizer; right = optimizer.Hyper\n"
+        "optimizer.Hyper = lambda lr, decay, t: right(2 * lr, decay, t)\n"
+        "sys.exit(optimizer.main())"
+    )
+    job = run_python(program)
+    assert job.returncode == 1 and "end at different weights" in job.stderr
