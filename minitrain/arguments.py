@@ -8,16 +8,18 @@ import argparse
 import inspect
 import tomllib
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_origin
 
 from minitrain.errors import ConfigError, Problem
 from minitrain.fields import Field, known_fields, nearest, sections, what_is_known
+from minitrain.study import TOPICS, topics_with
 
 PROGRAM = "python -m minitrain"
 COMMANDS = {
     "train": "train a model and write a run directory (the default)",
     "generate": "sample text from a directory of weights",
     "convert": "Hugging Face directories to and from checkpoints",
+    "study": "show a topic in numbers and figures: " + ", ".join(TOPICS),
 }
 SWITCHES = {
     "help": "print this and exit",
@@ -132,7 +134,24 @@ def _convert_parser() -> _Parser:
     return parser
 
 
-_PARSERS = {"train": _train_parser, "generate": _generate_parser, "convert": _convert_parser}
+def _study_parser() -> _Parser:
+    topics = "\n".join(f"  {name:<12}{topic.summary}" for name, topic in TOPICS.items())
+    description = f"Shows a topic in numbers and figures.\n\ntopics:\n{topics}"
+    parser = _Parser("study", ("help", "debug"), description=description)
+    add = parser.add_argument
+    add("topic", metavar="TOPIC", choices=TOPICS, help="one of those above")
+    out, steps = topics_with("out"), topics_with("steps")
+    add("--out", metavar="DIR", help=f"of {out}: directory of the figures (default: study-TOPIC)")
+    add("--steps", type=int, metavar="N", help=f"of {steps}: steps of each run (default: 300)")
+    return parser
+
+
+_PARSERS = {
+    "train": _train_parser,
+    "generate": _generate_parser,
+    "convert": _convert_parser,
+    "study": _study_parser,
+}
 
 
 def _parse_train(argv: list[str]) -> Arguments:
@@ -213,7 +232,7 @@ def _is_number(word: str) -> bool:
 
 
 def _is_pair(option: Field) -> bool:
-    return isinstance(option.default, tuple)
+    return any(get_origin(kind) is tuple for kind in option.kinds)
 
 
 def _metavar(option: Field) -> str:

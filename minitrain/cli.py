@@ -97,8 +97,18 @@ def _convert(job: Job, world: World) -> None:
     say(f"wrote {job.rest['destination']}")
 
 
+def _study(job: Job, world: World) -> None:
+    from minitrain.study import TOPICS
+
+    assert job.rest is not None
+    topic = TOPICS[job.rest["topic"]]
+    given = {name: job.rest[name] for name in topic.options if job.rest[name] is not None}
+    topic.run(**topic.options | given)
+
+
 COMMANDS: dict[str, Callable[[Job, World], None]] = {
     "train": _train,
     "generate": _generate,
     "convert": _convert,
+    "study": _study,
 }

@@ -15,6 +15,8 @@ from minitrain.fields import field_value
 from minitrain.observe.console import show
 from minitrain.resolve import ranks_wanted, resolve
 from minitrain.settings import Settings, read_settings
+from minitrain.study import TOPICS, topics_with
+from minitrain.study.figures import check_figures
 from minitrain.validate import validate
 
 
@@ -142,22 +144,48 @@ def _prepare_other(arguments: Arguments, n_processes: int) -> Job:
     if n_processes > 1:
         what = f"{arguments.command} runs in one process, but {n_processes} were started"
         problems.append(Problem(what, "command line", "start it without mpirun"))
-    if arguments.command == "generate":
-        for name in ("tokens", "seed"):
-            if rest[name] < 0:
-                problems.append(Problem(f"--{name} is {rest[name]}", "command line", "give 0 or more"))
-        if not 0 <= rest["temperature"] < math.inf:
-            what = f"--temperature is {rest['temperature']}"
-            problems.append(Problem(what, "command line", "give a finite number, 0 or more"))
-        if not rest["prompt"]:
-            problems.append(Problem("--prompt is empty", "command line", "give at least one letter"))
-    elif Path(rest["source"]).resolve() == Path(rest["destination"]).resolve():
-        problems.append(
-            Problem("SRC and DST are the same directory", "command line", "give a new one as DST")
-        )
+    problems += _CHECKS[arguments.command](rest)
     if problems:
         raise ConfigError(problems)
     return Job(arguments.command, rest=rest)
+
+
+def _check_generate(rest: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for name in ("tokens", "seed"):
+        if rest[name] < 0:
+            problems.append(Problem(f"--{name} is {rest[name]}", "command line", "give 0 or more"))
+    if not 0 <= rest["temperature"] < math.inf:
+        what = f"--temperature is {rest['temperature']}"
+        problems.append(Problem(what, "command line", "give a finite number, 0 or more"))
+    if not rest["prompt"]:
+        problems.append(Problem("--prompt is empty", "command line", "give at least one letter"))
+    return problems
+
+
+def _check_convert(rest: dict[str, Any]) -> list[Problem]:
+    if Path(rest["source"]).resolve() != Path(rest["destination"]).resolve():
+        return []
+    return [Problem("SRC and DST are the same directory", "command line", "give a new one as DST")]
+
+
+def _check_study(rest: dict[str, Any]) -> list[Problem]:
+    topic, problems = rest["topic"], []
+    takes = TOPICS[topic].options
+    for name in ("out", "steps"):
+        if rest[name] is not None and name not in takes:
+            what = f"--{name} is given, but {topic} has no such option"
+            problems.append(Problem(what, "command line", f"leave it out, or choose {topics_with(name)}"))
+    if "steps" in takes and rest["steps"] is not None and rest["steps"] < 1:
+        problems.append(Problem(f"--steps is {rest['steps']}", "command line", "give 1 or more"))
+    if "out" in takes:
+        if rest["out"] == "":
+            problems.append(Problem("--out is empty", "command line", "give a path, or leave it out"))
+        problems += check_figures()
+    return problems
+
+
+_CHECKS = {"generate": _check_generate, "convert": _check_convert, "study": _check_study}
 
 
 def _version() -> str:

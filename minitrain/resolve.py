@@ -142,13 +142,16 @@ def _fill_optim(optim: OptimConfig, steps: int) -> OptimConfig:
     fifth, after the warm-up.
     """
     own = OPTIMIZERS[optim.name]
+    lr = own.lr
+    if optim.classical and own.betas:  # the sum m is that much longer than the average
+        lr *= 1 - (optim.betas or own.betas)[0]
     warmup = max(0, min(WARMUP, steps // 10)) if optim.warmup is None else optim.warmup
     decay = optim.decay
     if optim.schedule == "wsd" and decay is None:
         decay = max(0, min(steps // 5, steps - warmup))
     return replace(
         optim,
-        lr=own.lr if optim.lr is None else optim.lr,
+        lr=lr if optim.lr is None else optim.lr,
         betas=own.betas if optim.betas is None else optim.betas,
         eps=own.eps if optim.eps is None else optim.eps,
         rho=own.rho if optim.rho is None else optim.rho,

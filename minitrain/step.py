@@ -82,10 +82,11 @@ def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResu
         skip_or_raise(trainer, float(loss[0]), norm, step)
         return StepResult(float(loss[0]), norm, skipped=True)
 
-    amax = stage.largest_magnitudes()
-    for comm in (grid.dp, grid.tp):
-        comm.all_reduce(amax, "max")
-    stage.rescale(amax)
+    if stage.precision.fp8:
+        amax = stage.largest_magnitudes()
+        for comm in (grid.dp, grid.tp):
+            comm.all_reduce(amax, "max")
+        stage.rescale(amax)
     if trainer.loss_scale:
         trainer.loss_scale.update(overflow=False)
     for unit in stage.units:

@@ -14,7 +14,7 @@ from layouts import LIMIT, LLAMA, batch_of, random_weights, tiny
 from minitrain.arrays.types import Array
 from minitrain.comm.grid import Grid, make_grid
 from minitrain.comm.interface import Comm
-from minitrain.comm.threads import run_threads
+from minitrain.comm.threads import PeerLostError, run_threads
 from minitrain.config import Config, LossScaleConfig
 from minitrain.errors import MinitrainError
 from minitrain.optim.loss_scale import LossScale
@@ -108,6 +108,27 @@ def test_all_ranks_skip_the_same_step(layout: str, place: str) -> None:
     without = run(config, None)
     assert without[0].skipped == [False] * STEPS
     assert not np.array_equal(without[0].master[1], ranks[0].master[1]), "the step would have done something"
+
+
+def test_replicas_whose_norms_differ_skip_together() -> None:
+    """As by a library whose sums depend on where the ranks are. One replica's norm is infinite."""
+    config = configured()
+
+    @np.errstate(all="ignore")
+    def rank_main(world: Comm) -> list[bool]:
+        grid = make_grid(world, config)
+        trainer = make_trainer(config, grid, random_weights)
+        if grid.dp.rank == 1:
+            trainer.stage.units[0].sum_of_squares = lambda: np.inf  # type: ignore[method-assign]
+        return [
+            train_step(trainer, batch_of(config, step, grid.dp.rank), 1e-2, step).skipped for step in (1, 2)
+        ]
+
+    try:
+        skipped = run_threads(8, rank_main, limit=5.0)
+    except PeerLostError as error:
+        raise AssertionError("ranks waited for others that had skipped the step") from error
+    assert skipped == [[True, True]] * 8
 
 
 def test_hysteresis_2_tolerates_one_overflow() -> None:

@@ -132,7 +132,7 @@ class Stage:
         return np.empty((rows.stop - rows.start, self.model.width), self.precision.activation)
 
     def largest_magnitudes(self) -> Array:
-        """Under fp8, of every tensor that is rounded, what this rank saw in this step; else nothing."""
+        """Of every tensor that fp8 rounds, what this rank saw in this step."""
         return np.array([tensor.amax for tensor in self._scaled()], np.float32)
 
     def rescale(self, amax: Array) -> None:
