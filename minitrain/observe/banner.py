@@ -82,7 +82,7 @@ def _precision(config: Config) -> str:
     )
     if types.scales_loss:
         scale = config.loss_scale
-        text += f"; loss scale {scale.initial:,.0f}" + (", dynamic" if scale.dynamic else ", fixed")
+        text += f"; loss scale {scale.initial:g}" + (", dynamic" if scale.dynamic else ", fixed")
     if types.fp8:
         text += "; matrices multiply in e4m3, gradients in e5m2"
     return f"{config.precision}: {text}"
