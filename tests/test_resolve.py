@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
+from minitrain.defaults import OPTIMIZERS
 from minitrain.fields import known_fields
 from minitrain.resolve import GLOBAL_BATCH, WARMUP, Resolved, fill_model, resolve
 from minitrain.validate import validate
@@ -119,3 +120,21 @@ def test_what_contradicts_the_weights_is_a_problem(name: str, value: object) -> 
 def test_resolving_twice_changes_nothing() -> None:
     once = resolve(Config(optim=OptimConfig(schedule="wsd")), {}, 8).config
     assert resolve(once, {}, 8).config == once
+
+
+def test_every_optimizer_has_numbers_of_its_own() -> None:
+    for name, own in OPTIMIZERS.items():
+        optim = resolve(Config(optim=OptimConfig(name=name)), {}, 1).config.optim  # type: ignore[arg-type]
+        assert (optim.lr, optim.betas, optim.eps, optim.rho) == (own.lr, own.betas, own.eps, own.rho)
+        assert optim.weight_decay == (own.weight_decay or 0)
+    asked = OptimConfig(name="lamb", lr=7.0, betas=(0.1, 0.2), eps=3.0, weight_decay=0.0)
+    optim = resolve(Config(optim=asked), {}, 1).config.optim
+    assert (optim.lr, optim.betas, optim.eps, optim.weight_decay) == (7.0, (0.1, 0.2), 3.0, 0.0)
+
+
+def test_classical_momentum_has_a_rate_that_makes_the_same_steps() -> None:
+    average, classical = (
+        resolve(Config(optim=OptimConfig(name="momentum", classical=c)), {}, 1).config.optim
+        for c in (False, True)
+    )
+    assert average.lr and classical.lr == pytest.approx(0.1 * average.lr)

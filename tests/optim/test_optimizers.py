@@ -217,3 +217,10 @@ def test_the_configuration_s_classical_momentum(name: str) -> None:
     explicit = {"momentum": momentum, "nesterov": nesterov}[name](0.9, classical=True)
     ends = [after(optimizer, start, grads, lr=1e-2, decay=0.1) for optimizer in (made, explicit)]
     assert np.array_equal(*ends)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_a_rate_of_zero_moves_nothing(name: str) -> None:
+    """As at the end of a linear schedule, with decay too."""
+    start, grads = vectors(50)
+    assert np.array_equal(after(OPTIMIZERS[name], start, grads, lr=0.0, decay=0.1), start)
