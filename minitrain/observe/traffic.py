@@ -34,8 +34,8 @@ and little things: the tied embedding between first and last stage; gradients of
 copies; under `sequence` gradients of what every tp rank holds whole (gains, positions, biases added after a
 sum), as each rank saw some of the rows; the sums for norm and loss, and whether to skip the step; under fp8
 the largest magnitudes. Optimizers that look at whole tensors add up over shard and tp: LAMB two numbers a
-tensor, Adafactor these and all rows and columns, Muon all matrices. Sophia's second passes, before some steps,
-are not in it.
+tensor, Adafactor these and all rows and columns, Muon all matrices. Not in it are Sophia's second passes,
+which come before some steps.
 
 Rajbhandari et al. have m = 1 and gather every parameter twice. Here forward and backward of the head are one
 visit, and the backward of an embedding reads no parameters: head, embedding and positions take 2 m Psi, not
