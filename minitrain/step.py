@@ -76,7 +76,7 @@ def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResu
     for comm in (grid.pp, grid.dp):
         comm.all_reduce(loss)  # of the last stages, over all sequences
     norm = math.sqrt(squares[0]) / scale  # one number, the same on every rank
-    overflow = np.array([not math.isfinite(norm)], np.int64)
+    overflow = np.array([not (math.isfinite(loss[0]) and math.isfinite(norm))], np.int64)
     grid.world.all_reduce(overflow, "max")  # the branch below is taken by all ranks or none
     if overflow[0]:
         skip_or_raise(trainer, float(loss[0]), norm, step)

@@ -52,3 +52,24 @@ def test_a_norm_alone_is_enough(norm: float) -> None:
     require_finite({"loss": 5.5, "gradient norm": 1e300}, 7)
     with pytest.raises(NumericsError, match=f"the gradient norm is {norm}; step 7"):
         require_finite({"loss": 5.5, "gradient norm": norm}, 7)
+
+
+def test_a_loss_alone_is_enough() -> None:
+    """Infinite on one replica, with a gradient that is finite: all raise, and nothing is updated."""
+    config = tiny(LLAMA, dp=2, pp=2)
+
+    def rank_main(world: Comm) -> str:
+        grid = make_grid(world, config)
+        trainer = make_trainer(config, grid, random_weights)
+        stage, loss = trainer.stage, trainer.stage.loss
+        if stage.is_last and grid.dp.rank == 1:
+            stage.loss = lambda *arguments: (np.inf, loss(*arguments)[1])  # type: ignore[method-assign]
+        before = [unit.master.copy() for unit in stage.units]
+        with pytest.raises(NumericsError) as caught:
+            train_step(trainer, batch_of(config, 1, grid.dp.rank), 1e-2, 7)
+        assert all(map(np.array_equal, before, (unit.master for unit in stage.units)))
+        return str(caught.value)
+
+    assert set(run_threads(4, rank_main, LIMIT)) == {
+        "the loss is inf; step 7; lower optim.lr or change the data"
+    }

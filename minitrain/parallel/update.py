@@ -98,13 +98,13 @@ class Updater(NamedTuple):
         """Stores what was computed wide. Where it was computed in place there is nothing to store."""
         if piece.w.dtype == unit.master.dtype:
             return
-        names = {moment: f"{piece.name}.{moment}" for moment in piece.moments}
-        vectors = {moment: unit.state[name] for moment, name in names.items()}
         self._rounding(unit, held)({"": piece.w}, held.where, {"": unit.master[held.where]})
-        for moment, vector in vectors.items():
+        for name, values in piece.moments.items():
+            vector = unit.state[f"{piece.name}.{name}"]
             assert isinstance(vector, np.ndarray)
-            store(piece.moments[moment], vector)
+            store(values, vector)
 
     def _total(self, array: Array) -> None:
+        """Over all ranks that hold pieces of a unit's tensors."""
         self.grid.shard.all_reduce(array)
         self.grid.tp.all_reduce(array)
