@@ -114,6 +114,15 @@ class RunConfig:
     progress: Literal["auto", "bar", "plain", "none"] = "auto"  # live bar, a line a step, or neither
     sample_tokens: int = 256  # length of the text generated at the end (0: none)
     temperature: float = 0.7  # of that text (0: the most likely token)
+    save_every: int = 0  # steps between checkpoints (0: one at the end, and one when the job is told to stop)
+    keep: int = 2  # of the newest checkpoints that stay (0: none is written)
+    background: bool = False  # checkpoints are written by a thread, from a copy, while training goes on
+    resume: str = "no"  # auto: from the newest checkpoint of run.dir, if it has one; or a checkpoint's path
+    accept_new_data: bool = False  # resume although the data are others than the checkpoint's
+    exact: bool = False  # sums in a fixed order: the same bits for any dp, pp and zero (micro_batch, tp fixed)
+    check: bool = False  # before each collective ranks compare what they are about to do
+    compare_every: int = 100  # steps between comparisons of what several ranks hold alike (0: never)
+    hang_seconds: float = 600.0  # after which a collective that is not complete ends the job (0: never)
 
 
 @dataclass(frozen=True)
