@@ -5,6 +5,7 @@ has been received (as MPI_Ssend), so that a pipeline that could deadlock does de
 raises, all others are woken and raise too.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -206,7 +207,7 @@ class ThreadComm:
         return ThreadCart(self._hub, np.array(self.members).reshape(dims), self._world_rank)
 
     def abort(self, exit_code: int) -> None:
-        self._hub.fail()
+        os._exit(exit_code)  # ranks that hang cannot be woken
 
 
 class ThreadCart:

@@ -1,8 +1,11 @@
-"""A communicator that notes every call and passes it on."""
+"""A communicator that passes every call on, and tells two listeners of it: a ledger what it sends, a watch
+when it begins and when it is done.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 from minitrain.arrays.types import Array
 from minitrain.comm.interface import Cart, Comm, Handle, Reduction
@@ -56,12 +59,47 @@ class ByteCounter:
         return nested
 
 
-class TracedComm:
-    """Wraps `inner`; `ledger` is called once per verb, before the data moves."""
+class Call(NamedTuple):
+    """One call as a watch sees it: any verb, receives, barriers and the making of groups too.
 
-    def __init__(self, inner: Comm, ledger: Ledger) -> None:
-        self._inner, self._ledger = inner, ledger
+    `ranks` are the members of the group; of a message its sender and its receiver. `number` counts the calls
+    of this group, or the messages that way, from 1. A started send is two calls of one number: `send`, then
+    `wait` for its end.
+    """
+
+    verb: str
+    axis: str
+    ranks: tuple[int, ...]
+    number: int
+    dtype: str = ""
+    elements: int = 0
+
+
+class Watch(Protocol):
+    """Is told of every call, in the thread that makes it."""
+
+    def begin(self, call: Call) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class _NoWatch:
+    def begin(self, call: Call) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+class TracedComm:
+    """Wraps `inner`. `ledger` is called once for every verb that sends, before the data moves; `watch` at
+    the beginning and the end of all.
+    """
+
+    def __init__(self, inner: Comm, ledger: Ledger, watch: Watch) -> None:
+        self._inner, self._ledger, self._watch = inner, ledger, watch
         self.name, self.rank, self.size, self.members = inner.name, inner.rank, inner.size, inner.members
+        self._n_calls, self._n_messages = 0, Counter[tuple[int, int]]()
 
     def _note(self, verb: str, buffer: Array) -> None:
         if buffer.size == 0:  # nothing moves
@@ -71,52 +109,107 @@ class TracedComm:
             Event(verb, self.name, self.members, buffer.dtype.name, buffer.size, buffer.nbytes, sent)
         )
 
+    def _collective(self, verb: str, buffer: Array | None = None) -> Call:
+        self._n_calls += 1
+        call = Call(verb, self.name, self.members, self._n_calls)
+        return call if buffer is None else call._replace(dtype=buffer.dtype.name, elements=buffer.size)
+
+    def _message(self, verb: str, buffer: Array, source: int, to: int) -> Call:
+        way = self.members[source], self.members[to]
+        self._n_messages[way] += 1
+        return Call(verb, self.name, way, self._n_messages[way], buffer.dtype.name, buffer.size)
+
     def all_reduce(self, buffer: Array, op: Reduction = "sum") -> None:
         self._note("all_reduce", buffer)
-        self._inner.all_reduce(buffer, op)
+        with watched(self._watch, self._collective("all_reduce", buffer)):
+            self._inner.all_reduce(buffer, op)
 
     def reduce_scatter(self, source: Array, shard: Array) -> None:
         self._note("reduce_scatter", source)
-        self._inner.reduce_scatter(source, shard)
+        with watched(self._watch, self._collective("reduce_scatter", source)):
+            self._inner.reduce_scatter(source, shard)
 
     def all_gather(self, shard: Array, target: Array) -> None:
         self._note("all_gather", target)
-        self._inner.all_gather(shard, target)
+        with watched(self._watch, self._collective("all_gather", target)):
+            self._inner.all_gather(shard, target)
 
     def broadcast(self, buffer: Array, root: int) -> None:
         self._note("broadcast", buffer)
-        self._inner.broadcast(buffer, root)
+        with watched(self._watch, self._collective("broadcast", buffer)):
+            self._inner.broadcast(buffer, root)
 
     def send(self, buffer: Array, to: int) -> None:
         self._note("send", buffer)
-        self._inner.send(buffer, to)
+        with watched(self._watch, self._message("send", buffer, self.rank, to)):
+            self._inner.send(buffer, to)
 
     def start_send(self, buffer: Array, to: int) -> Handle:
         self._note("send", buffer)
-        return self._inner.start_send(buffer, to)
+        call = self._message("send", buffer, self.rank, to)
+        with watched(self._watch, call):
+            handle = self._inner.start_send(buffer, to)
+        return _TracedHandle(handle, self._watch, call._replace(verb="wait"))
 
     def recv(self, buffer: Array, source: int) -> None:
-        self._inner.recv(buffer, source)  # counted where it is sent
+        with watched(self._watch, self._message("recv", buffer, source, self.rank)):
+            self._inner.recv(buffer, source)  # its bytes are counted where they are sent
 
     def barrier(self) -> None:
-        self._inner.barrier()
+        with watched(self._watch, self._collective("barrier")):
+            self._inner.barrier()
 
     def split(self, color: int | None, name: str) -> Comm:
-        return traced(self._inner.split(color, name), self._ledger)
+        with watched(self._watch, self._collective("split")):
+            part = self._inner.split(color, name)
+        return traced(part, self._ledger, self._watch)
 
     def cart(self, dims: Sequence[int]) -> Cart:
-        return _TracedCart(self._inner.cart(dims), self._ledger)
+        with watched(self._watch, self._collective("cart")):
+            cart = self._inner.cart(dims)
+        return _TracedCart(cart, self)
+
+    def _sub(self, cart: Cart, keep: Sequence[bool], name: str) -> Comm:
+        with watched(self._watch, self._collective("sub")):
+            part = cart.sub(keep, name)
+        return traced(part, self._ledger, self._watch)
 
 
 class _TracedCart:
-    def __init__(self, inner: Cart, ledger: Ledger) -> None:
-        self._inner, self._ledger = inner, ledger
+    """The members of `parent` as a grid. To make a group of it is a call of all of them."""
+
+    def __init__(self, inner: Cart, parent: TracedComm) -> None:
+        self._inner, self._parent = inner, parent
         self.coords = inner.coords
 
     def sub(self, keep: Sequence[bool], name: str) -> Comm:
-        return traced(self._inner.sub(keep, name), self._ledger)
+        return self._parent._sub(self._inner, keep, name)
 
 
-def traced(inner: Comm, ledger: Ledger) -> Comm:
-    """`inner` with a ledger. A group of one moves nothing and is left as it is."""
-    return inner if inner.size == 1 else TracedComm(inner, ledger)
+class _TracedHandle:
+    """A started send, whose wait is watched."""
+
+    def __init__(self, inner: Handle, watch: Watch, call: Call) -> None:
+        self._inner, self._watch, self._call = inner, watch, call
+
+    def wait(self) -> None:
+        with watched(self._watch, self._call):
+            self._inner.wait()
+
+
+@contextmanager
+def watched(watch: Watch, call: Call) -> Iterator[None]:
+    """Tells `watch` of a call, which has an end however it ends."""
+    watch.begin(call)
+    try:
+        yield
+    finally:
+        watch.end()
+
+
+_NO_WATCH = _NoWatch()
+
+
+def traced(inner: Comm, ledger: Ledger, watch: Watch = _NO_WATCH) -> Comm:
+    """`inner` with a ledger and a watch. A group of one moves nothing and is left as it is."""
+    return inner if inner.size == 1 else TracedComm(inner, ledger, watch)
