@@ -23,6 +23,8 @@ def fail(error: BaseException, world: World, debug: bool) -> int:
             complain(error, debug)
         world.barrier()  # the launcher ends all once one has ended: not before the line is out
         return code
+    if isinstance(error, MinitrainError) and error.told_by not in (None, world.rank):
+        time.sleep(LONGEST_DELAY)  # the job has ended by then
     time.sleep(min(DELAY * world.rank, LONGEST_DELAY))
     complain(error, debug, rank=world.rank)
     time.sleep(GRACE)

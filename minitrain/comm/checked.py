@@ -12,19 +12,18 @@ A rank that leaves a collective out is seen at its next one over the same group,
 otherwise the others wait for it, which is the watchdog's to see.
 """
 
-import functools
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.comm.agree import alike, fingerprint, gather_texts
 from minitrain.comm.interface import Cart, Comm, Handle, Reduction
 from minitrain.comm.ranks import name_ranks, who_says
 from minitrain.errors import InternalError
 
-LONGEST = 128  # bytes of a description: what is exchanged has a size that no rank can be wrong about
+HEADER = 128  # bytes
 REMEDY = "this is a defect: run again with --debug for the place"
 
 
@@ -76,7 +75,7 @@ class CheckedComm:
         self._inner.recv(header, source)
         if not np.array_equal(header, expected):
             us, them = self.members[self.rank], self.members[source]
-            what = f"rank {us} expects {_text(expected)}, but rank {them} sends {_text(header)}"
+            what = f"rank {them} sends {_text(header)}, but rank {us} expects {_text(expected)}"
             raise InternalError(what, where, REMEDY)
         if not buffer.flags.c_contiguous:
             raise InternalError("a buffer for a message is not C-contiguous", where, REMEDY)
@@ -105,20 +104,16 @@ class CheckedComm:
         if whole is not None:
             plan = f"{verb} of {whole.size} {whole.dtype.name}"
             fault = _fault(whole, self.size, shard)
-        mark = _fingerprint(plan + fault) ^ self._n_calls
-        both = np.array([mark, ~mark])
-        self._inner.all_reduce(both, "max")
-        if fault or both[0] != ~both[1]:
+        mark = fingerprint(plan + fault) ^ self._n_calls
+        if not alike(self._inner, np.array([mark]))[0] or fault:  # a rank at fault compares like all others
             raise self._difference(plan + fault)
 
     def _difference(self, plan: str) -> InternalError:
         """The same error on every rank of the group."""
-        plans = np.empty((self.size, LONGEST), np.uint8)
-        self._inner.all_gather(_bytes(plan), plans)
-        told = who_says({rank: _text(row) for rank, row in zip(self.members, plans, strict=True)})
+        told = who_says(gather_texts(self._inner, plan))
         where = f"call {self._n_calls} over {self.name}, {name_ranks(self.members)}"
         error = InternalError(f"ranks disagree about a collective, or it is illegal: {told}", where, REMEDY)
-        error.known_everywhere = self.size == self._n_world
+        error.known_everywhere, error.told_by = self.size == self._n_world, self.members[0]
         return error
 
     def _header(self, buffer: Array, source: int, to: int) -> tuple[Array, str]:
@@ -161,14 +156,8 @@ def _fault(whole: Array, size: int, shard: Array | None) -> str:
     return ""
 
 
-@functools.lru_cache(maxsize=1024)
-def _fingerprint(text: str) -> int:
-    """63 bits, the same in every process (Python's own hash is not)."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
-
-
 def _bytes(text: str) -> Array:
-    return np.frombuffer(text.encode()[:LONGEST].ljust(LONGEST, b"\0"), np.uint8).copy()
+    return np.frombuffer(text.encode()[:HEADER].ljust(HEADER, b"\0"), np.uint8).copy()
 
 
 def _text(row: Array) -> str:
