@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model and write a run directory (the default)",
     "generate": "sample text from a directory of weights",
     "convert": "Hugging Face directories to and from checkpoints",
+    "checkpoint": "list the checkpoints in a directory, or read every byte of them",
     "study": "show a topic in numbers and figures: " + ", ".join(TOPICS),
 }
 SWITCHES = {
@@ -134,6 +135,13 @@ def _convert_parser() -> _Parser:
     return parser
 
 
+def _checkpoint_parser() -> _Parser:
+    parser = _Parser("checkpoint", ("help", "debug"), description=COMMANDS["checkpoint"])
+    parser.add_argument("action", choices=["ls", "verify"], help="a line for each, or check all of them")
+    parser.add_argument("directory", metavar="DIR", help="of a run, or of a checkpoint")
+    return parser
+
+
 def _study_parser() -> _Parser:
     topics = "\n".join(f"  {name:<12}{topic.summary}" for name, topic in TOPICS.items())
     description = f"Shows a topic in numbers and figures.\n\ntopics:\n{topics}"
@@ -150,6 +158,7 @@ _PARSERS = {
     "train": _train_parser,
     "generate": _generate_parser,
     "convert": _convert_parser,
+    "checkpoint": _checkpoint_parser,
     "study": _study_parser,
 }
 

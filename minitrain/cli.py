@@ -9,11 +9,12 @@ from pathlib import Path
 from minitrain.comm.agree import broadcast_text
 from minitrain.comm.interface import World
 from minitrain.config_text import from_json
-from minitrain.errors import MinitrainError
+from minitrain.errors import CheckpointError, MinitrainError
 from minitrain.failure import complain, fail
 from minitrain.launch import join, launched
 from minitrain.observe.console import say, show
 from minitrain.prepare import Job, prepare
+from minitrain.watch.software import require_same_software
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
             complain(error, debug)
         return error.exit_code
     try:
+        require_same_software(world)
         job = agree_on_job(argv, world, debug)
         return run(job, world) if job.exit_code is None else job.exit_code
     except BaseException as error:
@@ -54,16 +56,21 @@ def run(job: Job, world: World) -> int:
 
 def _train(job: Job, world: World) -> None:
     from minitrain.arrays.heap import keep_freed_memory
+    from minitrain.checkpoint.manifest import trusted
     from minitrain.observe.recorder import Recorder, SilentRecorder
     from minitrain.observe.run_directory import release_run_directory
+    from minitrain.stop import StopRequest
     from minitrain.train import train
 
     keep_freed_memory()
     config = from_json(job.config)
+    checkpoint = trusted(job.checkpoint) if job.checkpoint else None
+    stop = StopRequest()
+    stop.listen()
 
     def on_rank(world: World) -> None:
         with closing(Recorder(job.notices) if world.rank == 0 else SilentRecorder()) as recorder:
-            train(config, world, recorder)
+            train(config, world, recorder, stop, checkpoint)
 
     try:
         if config.collectives == "threads":
@@ -97,6 +104,24 @@ def _convert(job: Job, world: World) -> None:
     say(f"wrote {job.rest['destination']}")
 
 
+def _checkpoint(job: Job, world: World) -> None:
+    from minitrain.checkpoint.listing import found, list_checkpoints, verify
+
+    assert job.rest is not None
+    directory = job.rest["directory"]
+    if job.rest["action"] == "ls":
+        show(list_checkpoints(directory))
+        return
+    problems = []
+    for path in found(directory):
+        try:
+            show(verify(path))
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError.everywhere(problems, CheckpointError.exit_code)
+
+
 def _study(job: Job, world: World) -> None:
     from minitrain.study import TOPICS
 
@@ -110,5 +135,6 @@ COMMANDS: dict[str, Callable[[Job, World], None]] = {
     "train": _train,
     "generate": _generate,
     "convert": _convert,
+    "checkpoint": _checkpoint,
     "study": _study,
 }

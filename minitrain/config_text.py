@@ -1,7 +1,8 @@
 """A configuration as text: JSON to send it to other ranks, TOML to keep and to edit."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from minitrain.config import Config
@@ -35,3 +36,14 @@ def to_toml(config: Config) -> str:
         return {k: present(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
 
     return tomli_w.dumps(present(asdict(config)))
+
+
+def repeatable(config: Config) -> Config:
+    """Enough to repeat a run from any directory: with absolute paths, and without what is one run's own."""
+    data = replace(config.data, path=_absolute(config.data.path))
+    run = replace(config.run, dir=None, resume="no", init_from=_absolute(config.run.init_from))
+    return replace(config, data=data, run=run)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())

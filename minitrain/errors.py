@@ -21,6 +21,7 @@ class MinitrainError(Exception):
 
     exit_code = 6
     known_everywhere = False  # true where every rank raises the same error: one of them speaks for all
+    told_by: int | None = None  # where some ranks raise the same error: the one that speaks for them
 
     def __init__(self, what: str, where: str, remedy: str) -> None:
         self.problems = [Problem(what, where, remedy)]
@@ -68,9 +69,15 @@ class InternalError(MinitrainError):
     exit_code = 6
 
 
-def render(problems: list[Problem]) -> str:
+class TryAgainError(MinitrainError):
+    """The job was told to stop, hangs, or lost a rank: the same command may go on from its checkpoint."""
+
+    exit_code = 75
+
+
+def render(problems: list[Problem], of: str = "configuration") -> str:
     """The text on stderr for one or several problems."""
     if len(problems) == 1:
         return f"minitrain: error: {problems[0]}"
-    lines = [f"minitrain: error: {len(problems)} problems in the configuration"]
+    lines = [f"minitrain: error: {len(problems)} problems in the {of}"]
     return "\n".join(lines + [f"  - {p}" for p in problems])

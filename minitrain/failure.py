@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 from minitrain.comm.interface import World
-from minitrain.errors import InternalError, MinitrainError, Problem, render
+from minitrain.errors import ConfigError, InternalError, MinitrainError, Problem, render
 
 INTERRUPTED = 130  # as a shell reports the signal of Ctrl-C
 OUT_OF_MEMORY = 2  # what was asked for does not fit: a matter of configuration
@@ -38,7 +38,8 @@ def complain(error: BaseException, debug: bool = False, rank: int | None = None)
     if isinstance(error, KeyboardInterrupt):
         lines.append("minitrain: interrupted")
     else:
-        lines.append(render(_of_rank(problems_of(error), rank)))
+        of = "configuration" if exit_code_of(error) == ConfigError.exit_code else "checkpoint"
+        lines.append(render(_of_rank(problems_of(error), rank), of))
     try:
         print("\n".join(line.rstrip() for line in lines), file=sys.stderr, flush=True)
     except OSError:

@@ -14,6 +14,7 @@ from minitrain.errors import ConfigError, Problem
 from minitrain.fields import field_value
 from minitrain.observe.console import show
 from minitrain.resolve import ranks_wanted, resolve
+from minitrain.resume import Start, changes, check_resume, continued, find_start, is_own
 from minitrain.settings import Settings, read_settings
 from minitrain.study import TOPICS, topics_with
 from minitrain.study.figures import check_figures
@@ -28,6 +29,7 @@ class Job(NamedTuple):
     config: str = ""  # as JSON
     notices: tuple[str, ...] = ()
     made: tuple[str, ...] = ()  # directories to take away again if the run does not begin
+    checkpoint: str = ""  # the manifest of the one to go on from
     rest: dict[str, Any] | None = None  # the arguments of a command other than train
 
     def to_text(self) -> str:
@@ -56,9 +58,14 @@ def prepare(argv: list[str], n_processes: int) -> Job:
 
 
 def _prepare_train(arguments: Arguments, n_processes: int) -> Job:
+    from minitrain.checkpoint.manifest import to_text
     from minitrain.observe.run_directory import claim_run_directory
 
-    config, notices = check_settings(read_settings(arguments), n_processes)
+    settings = read_settings(arguments)
+    start = None if settings.problems else find_start(settings)
+    if start:
+        settings = continued(settings, start, n_processes)
+    config, notices = check_settings(settings, n_processes, start)
     if "print-config" in arguments.switches:
         show(to_toml(config).rstrip())
         return DONE
@@ -67,24 +74,29 @@ def _prepare_train(arguments: Arguments, n_processes: int) -> Job:
         return DONE
     claim = claim_run_directory(config)
     config = replace(config, run=replace(config.run, dir=str(claim.directory)))
-    return Job("train", None, to_json(config), tuple(notices), tuple(map(str, claim.made)))
+    checkpoint = to_text(start.manifest) if start else ""
+    return Job("train", None, to_json(config), tuple(notices), tuple(map(str, claim.made)), checkpoint)
 
 
-def check_settings(settings: Settings, n_processes: int) -> tuple[Config, list[str]]:
+def check_settings(
+    settings: Settings, n_processes: int, start: Start | None = None
+) -> tuple[Config, list[str]]:
     """The resolved configuration and notices. Raises ConfigError with every problem there is."""
     config = settings.config
     on_threads = config.collectives == "threads" and n_processes == 1
     n_ranks = ranks_wanted(config.parallel) if on_threads else n_processes
     pretrained: ModelConfig | None = None
     notices: list[str] = []
-    if config.run.init_from and not settings.problems:
+    if config.run.init_from and not settings.problems and not start:
         pretrained, notices = _pretrained(config.run.init_from)
     resolved = resolve(config, settings.given, n_ranks, pretrained, settings.doubtful)
     problems = settings.problems + resolved.problems + validate(resolved.config, n_ranks, resolved.doubtful)
-    problems += _check_surroundings(resolved.config, n_processes)
+    problems += _check_surroundings(resolved.config, n_processes, start)
+    problems += check_resume(resolved.config, start)
     if problems:
         raise ConfigError(problems)
     _check_export(resolved.config)
+    notices += changes(resolved.config, start) if start else []
     return resolved.config, notices + resolved.notices
 
 
@@ -94,7 +106,7 @@ def _pretrained(directory: str) -> tuple[ModelConfig, list[str]]:
     return read_hf_model_config(directory)
 
 
-def _check_surroundings(config: Config, n_processes: int) -> list[Problem]:
+def _check_surroundings(config: Config, n_processes: int, start: Start | None) -> list[Problem]:
     """What the configuration meets outside of itself: the launcher, and paths to write to."""
     from minitrain.observe.run_directory import check_run_directory
 
@@ -102,12 +114,15 @@ def _check_surroundings(config: Config, n_processes: int) -> list[Problem]:
     if config.collectives == "threads" and n_processes > 1:
         what = f"threads are the ranks of one process, but {n_processes} processes were started"
         problems.append(Problem(what, "collectives", "start it without mpirun, or leave collectives out"))
-    for name in ("data.path", "run.init_from", "run.export_hf", "run.dir"):
+    for name in ("data.path", "run.init_from", "run.export_hf", "run.dir", "run.resume"):
         if field_value(config, name) == "":
             problems.append(Problem(f"{name} is empty", name, "give a path, or leave it out"))
     directory, export = config.run.dir, config.run.export_hf
     if directory != "":
-        problems += check_run_directory(directory)
+        goes_on = config.run.resume == "auto" or bool(
+            start and directory and is_own(start.directory, directory)
+        )
+        problems += check_run_directory(directory, goes_on)
     if directory and isinstance(export, str):
         if Path(directory, "x").absolute().is_relative_to(Path(export).absolute()):
             what = f"the run directory {directory} would lie in {export}, which is to hold weights only"
@@ -118,7 +133,8 @@ def _check_surroundings(config: Config, n_processes: int) -> list[Problem]:
 def _check_export(config: Config) -> None:
     """Raises CheckpointError if the weights could not be written at the end."""
     export, run = config.run.export_hf, config.run.dir
-    if isinstance(export, str) or (export and run and Path(run).is_dir()):  # nothing is in a new run.dir
+    own = export is True and config.run.resume != "no"  # of an earlier part of this run: it gives way
+    if not own and (isinstance(export, str) or (export and run and Path(run).is_dir())):
         from minitrain.checkpoint.huggingface import check_hf_destination
         from minitrain.checkpoint.weights import export_directory
 
@@ -185,7 +201,12 @@ def _check_study(rest: dict[str, Any]) -> list[Problem]:
     return problems
 
 
-_CHECKS = {"generate": _check_generate, "convert": _check_convert, "study": _check_study}
+_CHECKS = {
+    "generate": _check_generate,
+    "convert": _check_convert,
+    "checkpoint": lambda rest: [],
+    "study": _check_study,
+}
 
 
 def _version() -> str:

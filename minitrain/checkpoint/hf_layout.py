@@ -64,16 +64,27 @@ class Place(NamedTuple):
     first: int = 0
     head_width: int = 0
 
-    def select(
-        self, stored: Array, n_rows: int, box: tuple[slice, ...]
-    ) -> tuple[Array, tuple[slice | Array, ...]]:
-        """(view, index) such that `view[index]` is our `box`, to read or to assign to. We have `n_rows`."""
-        view = stored.T if self.transposed else stored
+    def locate(self, n_rows: int, box: tuple[slice, ...]) -> "Located":
+        """The rows and columns of the stored tensor that our `box` is. We have `n_rows`."""
         start, stop, _ = box[0].indices(n_rows)
+        own = slice(self.first + start, self.first + stop)
+        if self.transposed:
+            return Located(np.arange(box[1].start, box[1].stop), own, transposed=True)
+        columns = box[1] if len(box) == 2 else slice(0, 1)
         if not self.head_width:
-            return view, (slice(self.first + start, self.first + stop), *box[1:])
+            return Located(np.arange(own.start, own.stop), columns)
         pairs = np.arange(n_rows).reshape(-1, 2, self.head_width // 2)  # [head, half, pair] -> stored row
-        return view, (pairs.swapaxes(1, 2).ravel()[start:stop], *box[1:])
+        return Located(pairs.swapaxes(1, 2).ravel()[start:stop], columns)
+
+
+class Located(NamedTuple):
+    """A box of ours in a stored tensor, seen as rows and columns there; `transposed` if ours are the other
+    way round.
+    """
+
+    rows: Array
+    columns: slice
+    transposed: bool = False
 
 
 def place(spec: ParamSpec, model: ModelConfig) -> Place:

@@ -10,15 +10,18 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from minitrain.arrays.blocks import all_finite, row_blocks
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.hf_config import CONFIG, hf_config, read_config_file, read_hf_model_config
 from minitrain.checkpoint.hf_layout import place, stored_shapes
-from minitrain.checkpoint.safetensors_file import FLOATS, create, map_tensors
+from minitrain.checkpoint.safetensors_file import FLOATS, Kind, StoredTensor, create, open_tensors
 from minitrain.config import ModelConfig
+from minitrain.durable import flush, rename
 from minitrain.errors import CheckpointError
 from minitrain.model.spec import ParamSpec, model_specs
 
@@ -44,7 +47,7 @@ class HFReader:
 
     def __init__(self, directory: str | Path, model: ModelConfig) -> None:
         self.directory, self.model = Path(directory), model
-        stored = {name: t for name, t in _map_all(self.directory).items() if not BUFFERS.fullmatch(name)}
+        stored = {name: t for name, t in _open_all(self.directory).items() if not BUFFERS.fullmatch(name)}
         prefix = PREFIX[model.arch]
         if not any(name.startswith(prefix) for name in stored):
             stored = {name if name == UNTIED else prefix + name: t for name, t in stored.items()}
@@ -65,12 +68,14 @@ class HFReader:
         Raises CheckpointError if a weight in it is not finite.
         """
         where = place(spec, self.model)
-        view, index = where.select(self.tensors[where.tensor], spec.shape[0], box)
-        values: Array = np.array(view[index], order="C", subok=False)
-        if not np.isfinite(values).all():
+        rows, columns, transposed = where.locate(spec.shape[0], box)
+        values = self.tensors[where.tensor].read(rows, columns)
+        if not all_finite(values.reshape(-1)):
             what = f"tensor {where.tensor} has weights that are not finite"
             raise CheckpointError(what, str(self.directory), "take weights from before that happened")
-        return values
+        if transposed:
+            values = np.ascontiguousarray(values.T)
+        return values.reshape([cut.stop - cut.start for cut in box])
 
     def _check(self) -> None:
         expected = stored_shapes(self.model)
@@ -80,7 +85,7 @@ class HFReader:
             raise CheckpointError(f"tensor {missing[0]}{more} is missing", where, remedy)
         if self.model.tied and UNTIED in self.tensors:  # superfluous, but some files have it
             embedding = self.tensors[place(model_specs(self.model)[0], self.model).tensor]
-            if not np.array_equal(self.tensors.pop(UNTIED), embedding):
+            if not _same(self.tensors.pop(UNTIED), embedding):
                 raise CheckpointError(f"{UNTIED} differs from the embedding it is tied to", where, remedy)
         for name, tensor in self.tensors.items():
             if name not in expected:
@@ -94,26 +99,24 @@ class HFReader:
 
 
 class HFWriter:
-    """Writes boxes into the files that `create_hf` made. Boxes of different ranks must not overlap.
-
-    The file is mapped, so ranks on several machines need a file system that keeps mappings coherent, not NFS.
-    """
+    """Writes boxes into the files that `create_hf` made. Boxes of different ranks must not overlap."""
 
     def __init__(self, partial: Path, model: ModelConfig) -> None:
-        self.model = model
-        self.tensors = map_tensors(partial / WEIGHTS, writable=True)
+        self.path, self.model = partial / WEIGHTS, model
+        self.tensors = open_tensors(self.path)
 
     def write(self, spec: ParamSpec, box: tuple[slice, ...], values: Array) -> None:
-        """Store `values` as the part `box` of parameter `spec`, converted to the type of the file."""
+        """Stores `values` as the part `box` of parameter `spec`, converted to the type of the file. Raises
+        OSError.
+        """
         where = place(spec, self.model)
-        view, index = where.select(self.tensors[where.tensor], spec.shape[0], box)
-        view[index] = values
+        rows, columns, transposed = where.locate(spec.shape[0], box)
+        matrix = values.reshape(len(values), -1)
+        self.tensors[where.tensor].write(rows, columns, matrix.T if transposed else matrix)
 
     def flush(self) -> None:
-        """Hand everything written to the disk."""
-        tensor = next(iter(self.tensors.values()))
-        assert isinstance(tensor, np.memmap)
-        tensor.flush()  # of the whole file: all tensors are views of one mapping
+        """Hands everything written to the disk. Raises OSError."""
+        flush(self.path)
 
 
 def partial_directory(directory: str | Path) -> Path:
@@ -148,6 +151,18 @@ def check_hf_destination(directory: str | Path, model: ModelConfig) -> None:
                 place.rmdir()
 
 
+@contextlib.contextmanager
+def writing_weights(partial: Path) -> Iterator[None]:
+    """An OSError within becomes a CheckpointError; the space is given back."""
+    try:
+        yield
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            (partial / WEIGHTS).unlink()
+        what = f"the weights cannot be written ({problem.strerror})"
+        raise CheckpointError(what, str(partial), "check permissions and free space") from None
+
+
 def create_hf(
     partial: Path,
     model: ModelConfig,
@@ -156,25 +171,25 @@ def create_hf(
     more: dict[str, object] | None = None,
 ) -> None:
     """Make the files: config.json with fields `more`, the weights at full size, still zero. On one rank."""
-    try:
+    with writing_weights(partial):
         partial.mkdir(parents=True, exist_ok=True)
         config = hf_config(model, dtype, tokenizer) | (more or {})
         (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        create(partial / WEIGHTS, stored_shapes(model), dtype)
-    except OSError as problem:
-        with contextlib.suppress(OSError):
-            (partial / WEIGHTS).unlink()  # gives the space back
-        what = f"the weights cannot be written ({problem.strerror})"
-        raise CheckpointError(what, str(partial), "check permissions and free space") from None
+        create(partial / WEIGHTS, {name: Kind(shape, dtype) for name, shape in stored_shapes(model).items()})
 
 
-def commit_hf(partial: Path, directory: str | Path) -> None:
-    """Make all durable, then give the directory its name in one step. On one rank, when all have flushed."""
+def commit_hf(partial: Path, directory: str | Path, replace: bool = False) -> None:
+    """Makes all durable, then gives the directory its name in one step. On one rank, when all have flushed.
+
+    With `replace`, what has that name is removed first.
+    """
+    target = Path(directory).absolute()
     try:
         for path in (*partial.iterdir(), partial):
-            _fsync(path)
-        partial.rename(directory)  # fails unless the name is free, or that of an empty directory
-        _fsync(Path(directory).absolute().parent)
+            flush(path)
+        if replace and target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        rename(partial, target)  # fails unless the name is free, or that of an empty directory
     except OSError as problem:
         what = f"the weights cannot be put in place ({problem.strerror})"
         raise CheckpointError(what, str(directory), f"find them, complete, in {partial}") from None
@@ -192,10 +207,11 @@ def convert(source: str | Path, destination: str | Path) -> list[str]:
     partial = partial_directory(destination)
     create_hf(partial, model, reader.dtype, None, kept)
     writer = HFWriter(partial, model)
-    for spec in model_specs(model):
-        whole = tuple(slice(0, n) for n in spec.shape)
-        writer.write(spec, whole, reader.read(spec, whole))
-    writer.flush()
+    with writing_weights(partial):
+        for spec in model_specs(model):
+            whole = tuple(slice(0, n) for n in spec.shape)
+            writer.write(spec, whole, reader.read(spec, whole))
+        writer.flush()
     for name in KEPT_FILES:
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(Path(source) / name, partial / name)
@@ -203,11 +219,11 @@ def convert(source: str | Path, destination: str | Path) -> list[str]:
     return notices
 
 
-def _map_all(directory: Path) -> dict[str, Array]:
+def _open_all(directory: Path) -> dict[str, StoredTensor]:
     """The tensors of the one file of weights, or of all the files that the index names."""
     index = directory / INDEX
     if (directory / WEIGHTS).is_file() or not index.is_file():
-        return map_tensors(directory / WEIGHTS)
+        return open_tensors(directory / WEIGHTS)
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(files.values()))
@@ -218,9 +234,9 @@ def _map_all(directory: Path) -> dict[str, Array]:
         raise CheckpointError(
             "the index does not map tensors to files beside it", str(index), "copy it again"
         )
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name in names:
-        part = map_tensors(directory / name)
+        part = open_tensors(directory / name)
         if wrong := [tensor for tensor in part if files.get(tensor) != name]:
             what = f"tensor {wrong[0]} is not where {INDEX} says"
             raise CheckpointError(what, str(directory / name), "copy the directory again")
@@ -228,9 +244,11 @@ def _map_all(directory: Path) -> dict[str, Array]:
     return tensors
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _same(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two stored tensors hold the same values."""
+    if a.shape != b.shape:
+        return False
+    columns = slice(0, a.n_columns)
+    blocks = row_blocks(a.shape[0], a.n_columns * a.dtype.itemsize)
+    rows = (np.arange(block.start, block.stop) for block in blocks)
+    return all(np.array_equal(a.read(those, columns), b.read(those, columns)) for those in rows)

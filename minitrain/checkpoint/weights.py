@@ -7,10 +7,17 @@ import numpy as np
 from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.hf_config import read_hf_model_config
-from minitrain.checkpoint.huggingface import HFReader, HFWriter, commit_hf, create_hf, partial_directory
+from minitrain.checkpoint.huggingface import (
+    HFReader,
+    HFWriter,
+    commit_hf,
+    create_hf,
+    partial_directory,
+    writing_weights,
+)
+from minitrain.checkpoint.parts import parts_to_write
 from minitrain.comm.agree import together
 from minitrain.comm.grid import Grid
-from minitrain.comm.interface import Comm
 from minitrain.config import Config
 from minitrain.data.philox import normal
 from minitrain.model.spec import ParamSpec
@@ -49,17 +56,23 @@ def export_directory(config: Config) -> Path | None:
     return Path(config.run.export_hf) if config.run.export_hf else None
 
 
-def export_weights(config: Config, stage: Stage, grid: Grid, world: Comm, tokenizer: str | None) -> None:
-    """Writes the weights as a Hugging Face directory, every rank its own boxes. Collective over `world`."""
-    directory = export_directory(config)
+def export_weights(config: Config, stage: Stage, grid: Grid, tokenizer: str, replace: bool = False) -> None:
+    """Writes the weights as a Hugging Face directory, every rank its own parts. Collective.
+
+    With `replace` a directory that an earlier part of the same run wrote gives way.
+    """
+    directory, world = export_directory(config), grid.world
     assert directory is not None
     partial, dtype = partial_directory(directory), PRECISIONS[config.precision].param
     together(world, lambda: create_hf(partial, config.model, dtype, tokenizer) if world.rank == 0 else None)
+    together(world, lambda: _write_parts(partial, config, stage, grid))
+    together(world, lambda: commit_hf(partial, directory, replace) if world.rank == 0 else None)
+
+
+def _write_parts(partial: Path, config: Config, stage: Stage, grid: Grid) -> None:
     writer = HFWriter(partial, config.model)
-    for unit in stage.units:
-        for spec, box, values in unit.distinct():
-            if grid.dp.rank == 0:
-                writer.write(spec, box, values)
-    writer.flush()
-    world.barrier()
-    together(world, lambda: commit_hf(partial, directory) if world.rank == 0 else None)
+    with writing_weights(partial):
+        for unit in stage.units:
+            for part in parts_to_write(unit, grid):
+                writer.write(part.held.spec, part.box, unit.param_shard[part.where].reshape(part.shape))
+        writer.flush()

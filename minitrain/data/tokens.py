@@ -38,6 +38,11 @@ class TokenFile(NamedTuple):
     name: str
     start: int = 0
 
+    @property
+    def kind(self) -> str:
+        """Of the tokenizer: `bytes` or, without one, `ids`."""
+        return "bytes" if self.tokenizer else "ids"
+
 
 def open_tokens(data: DataConfig) -> TokenFile:
     """The tokens that `data` asks for. Raises DataError for an absent, unreadable, empty or damaged file."""

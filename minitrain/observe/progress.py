@@ -23,13 +23,17 @@ class Progress(Protocol):
 
 
 def make_progress(
-    kind: str, steps: int, environ: Mapping[str, str] = os.environ, terminal: TextIO | None = None
+    kind: str,
+    steps: int,
+    done: int = 0,
+    environ: Mapping[str, str] = os.environ,
+    terminal: TextIO | None = None,
 ) -> Progress:
     """The display of `run.progress`; `auto` is a bar where a person watches a terminal, else lines."""
     if kind == "auto":
         watched = _has_size(terminal or sys.stderr) and not any(name in environ for name in UNATTENDED)
         kind = "bar" if watched else "plain"
-    return Bar(steps) if kind == "bar" else Lines() if kind == "plain" else Quiet()
+    return Bar(steps, done) if kind == "bar" else Lines() if kind == "plain" else Quiet()
 
 
 def _has_size(stream: TextIO) -> bool:
@@ -64,11 +68,11 @@ class Quiet(Lines):
 class Bar:
     """A bar on standard error, the last step's line beside it."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, done: int) -> None:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread of its own
-        self._bar: Any = tqdm(total=steps, unit="step", dynamic_ncols=True)
+        self._bar: Any = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
 
     def step(self, line: str) -> None:
         self._bar.set_postfix_str(line.split(maxsplit=1)[1], refresh=False)

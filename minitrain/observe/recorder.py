@@ -5,17 +5,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from minitrain.config import Config
-from minitrain.config_text import to_toml
+from minitrain.config_text import repeatable, to_toml
+from minitrain.durable import write_text
 from minitrain.errors import ConfigError, Problem
 from minitrain.observe.banner import banner
 from minitrain.observe.console import say
 from minitrain.observe.progress import Progress, Quiet, make_progress
-from minitrain.observe.run_directory import METRICS
+from minitrain.observe.run_directory import LOCK, METRICS, cut_metrics, lock_run_directory
 
 
 class StepMetrics(NamedTuple):
@@ -36,11 +36,13 @@ class StepMetrics(NamedTuple):
 class AnyRecorder(Protocol):
     """What `train` calls, in this order; every rank does, and rank 0's recorder alone acts."""
 
-    def begin(self, config: Config) -> None: ...
+    def begin(self, config: Config, done: int = 0) -> None: ...
 
     def step(self, metrics: StepMetrics) -> None: ...
 
     def evaluation(self, step: int, eval_loss: float) -> None: ...
+
+    def notice(self, text: str) -> None: ...
 
     def sample(self, text: str) -> None: ...
 
@@ -50,13 +52,16 @@ class AnyRecorder(Protocol):
 class SilentRecorder:
     """That of every rank but the first."""
 
-    def begin(self, config: Config) -> None:
+    def begin(self, config: Config, done: int = 0) -> None:
         pass
 
     def step(self, metrics: StepMetrics) -> None:
         pass
 
     def evaluation(self, step: int, eval_loss: float) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
         pass
 
     def sample(self, text: str) -> None:
@@ -75,17 +80,24 @@ class Recorder:
     def __init__(self, notices: Sequence[str] = ()) -> None:
         self.notices = list(notices)
         self.progress: Progress = Quiet()  # before there are steps
+        self.lock: IO[str] | None = None  # of the run directory, which no other job gets meanwhile
 
-    def begin(self, config: Config) -> None:
-        """Starts the files and prints the banner. Raises ConfigError if `run.dir` cannot be used, as does
-        every later call that cannot write.
+    def begin(self, config: Config, done: int = 0) -> None:
+        """Starts the files, or goes on with them after `done` steps, and prints the banner. Raises
+        ConfigError if `run.dir` cannot be used, as does every later call that cannot write.
         """
         assert config.run.dir is not None and config.train.global_batch is not None
         self.config, self.directory = config, Path(config.run.dir)
         self.tokens_a_step = config.train.global_batch * config.model.seq_len
-        self._start_files()
+        with _writing(self.directory / LOCK):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.lock = lock_run_directory(self.directory)
+        if config.run.resume != "no" and (self.directory / METRICS).exists():
+            self._continue_files(done)
+        else:
+            self._start_files()
         say(banner(config, self.notices))
-        self.progress = make_progress(config.run.progress, config.train.steps)
+        self.progress = make_progress(config.run.progress, config.train.steps, done)
         self.started = time.perf_counter()
 
     def step(self, metrics: StepMetrics) -> None:
@@ -100,6 +112,10 @@ class Recorder:
         self._write({"step": step, "eval_loss": eval_loss})
         steps = self.config.train.steps
         self.progress.note(f"{step:>{len(str(steps))}}/{steps}  held-out loss {eval_loss:.4f} nats per token")
+
+    def notice(self, text: str) -> None:
+        """A line for the user between two steps."""
+        self.progress.note(text)
 
     def sample(self, text: str) -> None:
         """Text that the trained model has written."""
@@ -117,25 +133,33 @@ class Recorder:
     def close(self) -> None:
         """Whichever way the run ends: what is printed from now on starts a line of its own."""
         self.progress.end()
+        if self.lock:
+            self.lock.close()
 
     def _start_files(self) -> None:
         """metrics.jsonl first, which no two runs can make; without config.toml it does not stay."""
-        metrics, partial = self.directory / METRICS, self.directory / "config.toml.partial"
+        metrics = self.directory / METRICS
         try:
             with _writing(metrics):
-                self.directory.mkdir(parents=True, exist_ok=True)
                 metrics.touch(exist_ok=False)
         except FileExistsError as error:
             problem = Problem(f"{self.directory} holds a run already", "run.dir", "choose another run.dir")
             raise ConfigError([problem]) from error
         try:
-            with _writing(self.directory / "config.toml") as path:
-                partial.write_text(to_toml(_repeatable(self.config)), encoding="utf-8")
-                partial.replace(path)
+            self._write_config()
         except ConfigError:
-            for path in (partial, metrics):
+            for path in (metrics, self.directory / LOCK):
                 path.unlink(missing_ok=True)
             raise
+
+    def _continue_files(self, done: int) -> None:
+        with _writing(self.directory / METRICS):
+            cut_metrics(self.directory, done)
+        self._write_config()
+
+    def _write_config(self) -> None:
+        with _writing(self.directory / "config.toml") as path:
+            write_text(path, to_toml(repeatable(self.config)))
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = json.dumps(_valid(entry), allow_nan=False) + "\n"
@@ -163,17 +187,6 @@ def step_line(metrics: StepMetrics, steps: int, speed: float | None) -> str:
     skipped = "  skipped: overflow" if metrics.skipped else ""
     loss = f"loss {metrics.loss:7.4f}  norm {metrics.grad_norm:8.3f}  lr {metrics.lr:.2e}"
     return f"{count}  {loss}{shown_speed}{skipped}"
-
-
-def _repeatable(config: Config) -> Config:
-    """With absolute paths, and without the run's own directory, which a second run cannot have too."""
-    data = replace(config.data, path=_absolute(config.data.path))
-    run = replace(config.run, dir=None, init_from=_absolute(config.run.init_from))
-    return replace(config, data=data, run=run)
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
 
 
 def _valid(value: Any) -> Any:

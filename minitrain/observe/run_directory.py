@@ -1,22 +1,34 @@
 """The directory of a run: its name, whether it may be used, and that it exists before the first step."""
 
+import fcntl
+import json
+import math
 import os
+import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from minitrain.config import Config
+from minitrain.durable import flush
 from minitrain.errors import ConfigError, Problem
 
 METRICS = "metrics.jsonl"
+CUT_METRICS = "metrics.cut.jsonl"  # what was after a checkpoint that a run went on from
+LOCK = ".lock"
+JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 RUNS = "runs"  # where runs go whose directory the user does not name
 
 
-def check_run_directory(path: str | None) -> list[Problem]:
-    """What speaks against writing a run to `path`, or below `runs` if that is None. Changes nothing."""
+def check_run_directory(path: str | None, goes_on: bool = False) -> list[Problem]:
+    """What speaks against writing a run to `path`, or below `runs` if that is None. Changes nothing.
+
+    `goes_on`: it may hold a run, which is continued.
+    """
     remedy = "choose another run.dir"
-    if path is not None and (Path(path) / METRICS).exists():
-        return [Problem(f"{path} holds a run already", "run.dir", f"{remedy}: nothing is overwritten")]
+    if path is not None and (Path(path) / METRICS).exists() and not goes_on:
+        remedy = "choose another run.dir, or go on with --run.resume auto: nothing is overwritten"
+        return [Problem(f"{path} holds a run already", "run.dir", remedy)]
     wanted = Path(RUNS if path is None else path).absolute()
     nearest = next(place for place in (wanted, *wanted.parents) if os.path.lexists(place))
     if not nearest.is_dir():
@@ -61,6 +73,51 @@ def release_run_directory(made: list[Path]) -> None:
     for directory in made:
         with suppress(OSError):
             directory.rmdir()
+
+
+def cut_metrics(directory: Path, step: int) -> None:
+    """Takes what came after `step` out of metrics.jsonl, and adds it to metrics.cut.jsonl. Raises OSError."""
+    metrics, partial = directory / METRICS, directory / f"{METRICS}.partial"
+    with (
+        metrics.open("rb") as lines,
+        partial.open("wb") as kept,
+        (directory / CUT_METRICS).open("ab") as cut,
+    ):
+        for line in lines:
+            (kept if line.endswith(b"\n") and _step_of(line) <= step else cut).write(line)
+        for file in (kept, cut):
+            file.flush()
+            os.fsync(file.fileno())
+    partial.replace(metrics)
+    flush(directory)
+
+
+def _step_of(line: bytes) -> float:
+    """Infinity for what a crash left half written."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def lock_run_directory(directory: Path) -> IO[str]:
+    """Keeps other jobs out for as long as the result is open and this process lives.
+
+    Raises ConfigError that names the job that is in it, and OSError.
+    """
+    file = (directory / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        what = f"another job writes to {directory}: {file.read(200).strip() or 'unknown'}"
+        file.close()
+        raise ConfigError([Problem(what, "run.dir", "wait for its end, or choose another run.dir")]) from None
+    job = next((f", job {os.environ[name]}" for name in JOB_IDS if name in os.environ), "")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
+    file.flush()
+    return file
 
 
 def _make_numbered(parent: Path, name: str) -> Path:

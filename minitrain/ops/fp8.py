@@ -55,6 +55,11 @@ class Scaled8:
         self.amax = 0.0
         self.scale = self._fitting(float(self.history.max()))
 
+    def restore(self, history: Array) -> None:
+        """As it was after the steps of which these are the maxima."""
+        self.history[...] = history
+        self.scale = self._fitting(float(history.max()))
+
     def _fitting(self, amax: float) -> float:
         """The largest power of two that leaves `amax` in range: scaling itself rounds nothing."""
         if not 0 < amax < np.inf:

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
 
-from minitrain.checkpoint.hf_layout import Place, place, stored_shapes
+from minitrain.checkpoint.hf_layout import Located, Place, place, stored_shapes
 from minitrain.config import ModelConfig
 from minitrain.model.spec import model_specs
+
+
+
+def part(stored: np.ndarray, located: Located) -> np.ndarray:
+    """A view or copy of that part of a stored tensor, in our orientation."""
+    matrix = stored.reshape(len(stored), -1)
+    chosen = matrix[located.rows, located.columns]
+    return chosen.T if located.transposed else chosen
+
 
 MODELS = {
     "llama": ModelConfig("llama", 2, 24, 4, 2, 40, 33, 16, False),
@@ -19,11 +28,10 @@ def test_every_stored_element_belongs_to_exactly_one_parameter(case: str) -> Non
     written = {name: np.zeros(shape, int) for name, shape in stored_shapes(model).items()}
     for spec in model_specs(model):
         where = place(spec, model)
-        view, index = where.select(
-            written[where.tensor], spec.shape[0], tuple(slice(0, n) for n in spec.shape)
-        )
-        assert view[index].shape == spec.shape
-        view[index] += 1
+        rows, columns, _ = located = where.locate(spec.shape[0], tuple(slice(0, n) for n in spec.shape))
+        stored = written[where.tensor]
+        assert part(stored, located).reshape(spec.shape).shape == spec.shape
+        stored.reshape(len(stored), -1)[rows, columns] += 1
     assert all((count == 1).all() for count in written.values())
 
 
@@ -33,17 +41,15 @@ def test_a_box_is_the_slice_of_the_whole(case: str) -> None:
     stored = {name: rng.normal(size=shape) for name, shape in stored_shapes(model).items()}
     for spec in model_specs(model):
         where = place(spec, model)
-        view, index = where.select(
-            stored[where.tensor], spec.shape[0], tuple(slice(0, n) for n in spec.shape)
-        )
-        whole = view[index]
+        everything = where.locate(spec.shape[0], tuple(slice(0, n) for n in spec.shape))
+        whole = part(stored[where.tensor], everything).reshape(spec.shape)
         boxes = [spec.tp_slice(rank, tp) for tp in (1, 2, 4) for rank in range(tp)]
         for _ in range(10):  # boxes that cut through heads too
             cuts = [sorted(rng.integers(0, n + 1, 2).tolist()) for n in spec.shape]
             boxes.append(tuple(slice(a, b) for a, b in cuts))
         for box in boxes:
-            view, index = where.select(stored[where.tensor], spec.shape[0], box)
-            assert np.array_equal(view[index], whole[box])
+            found = part(stored[where.tensor], where.locate(spec.shape[0], box))
+            assert np.array_equal(found.reshape(whole[box].shape), whole[box])
 
 
 def test_rotation_of_pairs_is_the_same_on_both_sides() -> None:
@@ -59,8 +65,8 @@ def test_rotation_of_pairs_is_the_same_on_both_sides() -> None:
 
     def ours(x: np.ndarray) -> np.ndarray:  # [T, heads, K] in our order of rows
         where = Place("q", (heads * K,), head_width=K)
-        view, index = where.select(x.reshape(T, heads * K).T, heads * K, (slice(0, heads * K), slice(0, T)))
-        return view[index].T.reshape(T, heads, K)
+        located = where.locate(heads * K, (slice(0, heads * K), slice(0, T)))
+        return part(x.reshape(T, heads * K).T, located).T.reshape(T, heads, K)
 
     pairs = np.ascontiguousarray(ours(theirs)).view(
         complex
@@ -93,16 +99,16 @@ def test_c_attn_is_q_k_v_along_its_columns() -> None:
     specs = {spec.name: spec for spec in model_specs(model)}
     for i, name in enumerate(("q", "k", "v")):
         spec = specs[f"layers.0.attn.{name}"]
-        view, index = place(spec, model).select(stored, 24, (slice(0, 24), slice(0, 24)))
-        assert np.array_equal(view[index], stored[:, 24 * i : 24 * (i + 1)].T)
-        view, index = place(specs[f"layers.0.attn.{name}.bias"], model).select(stored[0], 24, (slice(6, 12),))
-        assert view[index].tolist() == list(range(24 * i + 6, 24 * i + 12))
+        found = part(stored, place(spec, model).locate(24, (slice(0, 24), slice(0, 24))))
+        assert np.array_equal(found, stored[:, 24 * i : 24 * (i + 1)].T)
+        bias = place(specs[f"layers.0.attn.{name}.bias"], model).locate(24, (slice(6, 12),))
+        assert part(stored[0], bias).ravel().tolist() == list(range(24 * i + 6, 24 * i + 12))
 
 
 def test_rows_of_q_and_k_alone_are_in_another_order() -> None:
     stored = np.arange(24)[:, None] * np.ones(24, int)
     for spec in model_specs(MODELS["llama"]):
-        view, index = place(spec, MODELS["llama"]).select(stored, 6, (slice(0, 6), slice(0, 1)))
+        found = part(stored, place(spec, MODELS["llama"]).locate(6, (slice(0, 6), slice(0, 1))))
         permuted = spec.name.endswith(("attn.q", "attn.k"))
         if len(spec.shape) == 2:
-            assert view[index].ravel().tolist() == ([0, 3, 1, 4, 2, 5] if permuted else list(range(6)))
+            assert found.ravel().tolist() == ([0, 3, 1, 4, 2, 5] if permuted else list(range(6)))

@@ -1,0 +1,98 @@
+"""The directory of a run's checkpoints: `step-00000100` and so on, each complete or absent.
+
+A checkpoint is written under another name (`.partial`) and renamed when all of it is on the disk; it is
+renamed again (`.deleting`) before it is removed. What has the right name is therefore whole, unless something
+else damaged it later, and that its checksums show.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from minitrain.durable import flush, write_text
+from minitrain.errors import CheckpointError
+
+CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
+LATEST = "latest"  # the name of the newest, for people and scripts; nothing here relies on it
+_NAME = re.compile(r"step-(\d{8,})")
+_UNFINISHED = re.compile(r"step-\d{8,}\.(partial|deleting)")
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08}"
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """Those of `directory`, the oldest first."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted((p for p in found if p.is_dir() and not p.is_symlink()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    match = _NAME.fullmatch(path.name)
+    assert match
+    return int(match[1])
+
+
+def find_checkpoint(resume: str, run_dir: str | None) -> Path | None:
+    """The directory that `run.resume` means; None if `auto` finds none. Raises CheckpointError."""
+    if resume == "auto":
+        assert run_dir is not None
+        return next(reversed(checkpoints_in(Path(run_dir) / CHECKPOINTS)), None)
+    path = Path(resume)
+    if os.path.lexists(path / MANIFEST):
+        return path
+    in_run = checkpoints_in(path / CHECKPOINTS) or checkpoints_in(path)
+    if in_run:
+        return in_run[-1]
+    if (path / "config.json").exists():
+        what, remedy = f"it has no {MANIFEST}", "start from its weights with run.init_from instead"
+    else:
+        what, remedy = "there is no checkpoint", "give a directory such as RUN/checkpoints/step-00000100"
+    raise CheckpointError(what, str(path), remedy)
+
+
+def remedy_for(directory: Path) -> str:
+    """What to do about a damaged checkpoint: the newest before it, if there is one."""
+    if _NAME.fullmatch(directory.name):
+        earlier = [p for p in checkpoints_in(directory.parent) if step_of(p) < step_of(directory)]
+        if earlier:
+            return f"copy it again, or go on from an earlier one: --run.resume {earlier[-1]}"
+    return "copy it again; there is no earlier one beside it"
+
+
+def clean(directory: Path) -> None:
+    """Removes what a crash left unfinished. Raises OSError."""
+    if directory.is_dir():
+        for path in directory.iterdir():
+            if _UNFINISHED.fullmatch(path.name):
+                shutil.rmtree(path)
+
+
+def set_aside(directory: Path, step: int) -> list[Path]:
+    """Those after `step` get another name, since a run goes on from before them. Raises OSError."""
+    later = [path for path in checkpoints_in(directory) if step_of(path) > step]
+    moved = []
+    for path in later:
+        number = 1
+        while (target := path.with_name(f"{path.name}.superseded-{number}")).exists():
+            number += 1
+        moved.append(path.rename(target))
+    if moved:
+        flush(directory)
+    return moved
+
+
+def keep_newest(directory: Path, n: int) -> None:
+    """Removes all but the newest `n`, and says which is the newest. Raises OSError."""
+    present = checkpoints_in(directory)
+    write_text(directory / LATEST, present[-1].name + "\n")
+    for path in present[:-n]:
+        doomed = path.with_name(path.name + ".deleting")
+        path.rename(doomed)
+        flush(directory)
+        shutil.rmtree(doomed)

@@ -1,0 +1,193 @@
+"""What training remembers beside the weights, as tensors whose names and shapes know nothing of the layout.
+
+m.layers.0.attn.q       a moment of a parameter, of the parameter's whole shape; 8-bit ones in fp32
+rows.layers.0.attn.q    Adafactor: one number for every index of an axis
+fp8.layers.0.attn.q     [3, 16]: the largest magnitudes of the three factors of a map in the last steps
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from minitrain.arrays.narrow import compute_type
+from minitrain.arrays.types import Array
+from minitrain.checkpoint.parts import Part, parts_to_read, parts_to_write
+from minitrain.checkpoint.safetensors_file import Kind, StoredTensor
+from minitrain.config import Config
+from minitrain.model.spec import ParamSpec, block_specs, model_specs
+from minitrain.ops.fp8 import HISTORY, Fp8Linear
+from minitrain.optim.optimizer import Elementwise, Hyper, Optimizer, Piece, State, Stored
+from minitrain.optim.quantised import BLOCK, Quantised
+from minitrain.parallel.stage import Stage
+from minitrain.parallel.unit import Held, Unit
+from minitrain.precision import PRECISIONS
+from minitrain.step import Trainer
+
+StateFile = dict[str, StoredTensor]
+
+
+class Moment(NamedTuple):
+    """How an optimizer keeps one moment of a parameter: for each element, or as a vector by itself that every
+    rank has whole.
+    """
+
+    name: str
+    for_each: bool
+    kind: Kind
+
+
+def state_tensors(config: Config, optimizer: Optimizer) -> dict[str, Kind]:
+    """All tensors of the file, for the whole model."""
+    precision = PRECISIONS[config.precision]
+    tensors = {
+        f"{moment.name}.{spec.name}": moment.kind
+        for spec in model_specs(config.model)
+        for moment in moments_of(optimizer, spec, precision.master)
+    }
+    if precision.fp8:
+        specs = (spec for layer in range(config.model.layers) for spec in block_specs(config.model, layer))
+        scaled = Kind((len(Fp8Linear().tensors), HISTORY), np.dtype(np.float32))
+        tensors |= {f"fp8.{spec.name}": scaled for spec in specs if spec.group == "matrix"}
+    return tensors
+
+
+def moments_of(optimizer: Optimizer, spec: ParamSpec, dtype: np.dtype[np.generic]) -> list[Moment]:
+    """What the optimizer remembers of a parameter that is updated in `dtype`: it is asked about none of the
+    parameter's elements, and what then is empty is kept for each element.
+    """
+    nothing, nowhere = np.zeros(0, compute_type(dtype)), tuple(slice(0, 0) for _ in spec.shape)
+    if isinstance(optimizer, Elementwise):
+        state: State = optimizer.init(np.zeros(0, dtype))
+    else:
+        state = dict(optimizer.init(
+            Piece(spec.name, spec.group, spec.shape, nowhere, slice(0, 0), False, nothing, nothing, {},
+                  Hyper(0.0, 0.0, 0))
+        ))  # fmt: skip
+    moments = []
+    for name, stored in state.items():
+        if isinstance(stored, Quantised):
+            moments.append(Moment(name, True, Kind(spec.shape, np.dtype(np.float32))))
+        else:
+            assert isinstance(stored, np.ndarray)
+            shape = stored.shape if stored.size else spec.shape
+            moments.append(Moment(name, not stored.size, Kind(shape, dtype)))
+    return moments
+
+
+class Snapshot(NamedTuple):
+    """What this rank would write: for each unit of its stage the weights, in the type in which they are
+    updated, and what the optimizer remembers; and the maxima that fp8 remembers, by map.
+    """
+
+    masters: list[Array]
+    states: list[State]
+    maxima: dict[str, Array]
+
+    @staticmethod
+    def of(stage: Stage, copied: bool) -> "Snapshot":
+        """The arrays themselves, to be written before they change, or copies."""
+        maxima = {name: np.stack([t.history for t in f8.tensors]) for name, f8 in _fp8(stage)}
+        now = Snapshot([unit.master for unit in stage.units], [unit.state for unit in stage.units], maxima)
+        return copy.deepcopy(now) if copied else now
+
+
+def write_state(file: StateFile, trainer: Trainer, snapshot: Snapshot) -> None:
+    """This rank's parts of everything but the weights. Raises OSError."""
+    stage, grid, optimizer = trainer.stage, trainer.grid, trainer.updater.optimizer
+    for unit, state in zip(stage.units, snapshot.states, strict=True):
+        for part in parts_to_write(unit, grid):
+            for moment, vector, start in _moments(optimizer, unit, state, part.held):
+                if moment.for_each:
+                    values = _loaded(vector, slice(start + part.elements.start, start + part.elements.stop))
+                    _write_box(file[f"{moment.name}.{part.held.spec.name}"], part, values)
+        if (grid.dp.rank, grid.tp.rank) == (0, 0) and any(
+            unit.speaks_for
+        ):  # of two copies, the one that counts
+            for held in unit.held:
+                for moment, vector, _ in _moments(optimizer, unit, state, held):
+                    if not moment.for_each:
+                        assert isinstance(vector, np.ndarray)
+                        _write_whole(file[f"{moment.name}.{held.spec.name}"], vector.reshape(-1, 1))
+    if (grid.dp.rank, grid.tp.rank) == (0, 0):
+        for name, maxima in snapshot.maxima.items():
+            _write_whole(file[f"fp8.{name}"], maxima)
+
+
+def read_state(file: StateFile, trainer: Trainer) -> None:
+    """Everything that this rank holds. What the file has not (fp8) stays as it is. Raises CheckpointError."""
+    stage, optimizer = trainer.stage, trainer.updater.optimizer
+    for unit in stage.units:
+        parts: dict[str, list[Part]] = {}
+        for part in parts_to_read(unit):
+            parts.setdefault(part.held.spec.name, []).append(part)
+        for held in unit.held:
+            for moment, vector, start in _moments(optimizer, unit, unit.state, held):
+                tensor = file[f"{moment.name}.{held.spec.name}"]
+                if moment.for_each:
+                    values = np.empty(held.run.stop - held.run.start, tensor.dtype)
+                    for part in parts.get(held.spec.name, []):
+                        values[part.elements] = _read_box(tensor, part)
+                    _store(values, vector, slice(start, start + values.size))
+                else:
+                    assert isinstance(vector, np.ndarray)
+                    vector[...] = _read_whole(tensor).reshape(-1)
+    for name, f8 in _fp8(stage):
+        if f"fp8.{name}" in file:
+            for tensor8, history in zip(f8.tensors, _read_whole(file[f"fp8.{name}"]), strict=True):
+                tensor8.restore(history)
+
+
+def _moments(
+    optimizer: Optimizer, unit: Unit, state: State, held: Held
+) -> Iterator[tuple[Moment, Stored, int]]:
+    """Each moment of what is held of a parameter: the vector it is in, and where it starts there."""
+    for moment in moments_of(optimizer, held.spec, unit.master.dtype):
+        if isinstance(optimizer, Elementwise):
+            yield moment, state[moment.name], held.where.start
+        else:
+            yield moment, state[f"{held.spec.name.removeprefix(unit.prefix)}.{moment.name}"], 0
+
+
+def _fp8(stage: Stage) -> Iterator[tuple[str, Fp8Linear]]:
+    for unit, scales in zip(stage.blocks, stage.scales, strict=True):
+        for name, f8 in scales.items():
+            yield unit.prefix + name, f8
+
+
+def _loaded(vector: Stored, where: slice) -> Array:
+    if isinstance(vector, Quantised):
+        start = where.start // BLOCK * BLOCK  # it is read from the beginning of a block
+        return vector.load(slice(start, where.stop))[where.start - start :]
+    assert isinstance(vector, np.ndarray)
+    return vector[where]
+
+
+def _store(values: Array, vector: Stored, where: slice) -> None:
+    if isinstance(vector, Quantised):
+        vector.save(where, values.astype(np.float32, copy=False))
+    else:
+        assert isinstance(vector, np.ndarray)
+        vector[where] = values
+
+
+def _write_box(tensor: StoredTensor, part: Part, values: Array) -> None:
+    rows, columns = _rows_and_columns(part.box)
+    tensor.write(rows, columns, values.reshape(len(rows), -1))
+
+
+def _read_box(tensor: StoredTensor, part: Part) -> Array:
+    return tensor.read(*_rows_and_columns(part.box)).reshape(-1)
+
+
+def _rows_and_columns(box: tuple[slice, ...]) -> tuple[Array, slice]:
+    return np.arange(box[0].start, box[0].stop), box[1] if len(box) == 2 else slice(0, 1)
+
+
+def _write_whole(tensor: StoredTensor, values: Array) -> None:
+    tensor.write(np.arange(len(values)), slice(0, tensor.n_columns), values)
+
+
+def _read_whole(tensor: StoredTensor) -> Array:
+    return tensor.read(np.arange(tensor.shape[0]), slice(0, tensor.n_columns))

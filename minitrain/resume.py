@@ -1,0 +1,104 @@
+"""What a run takes over from the checkpoint it goes on from, on rank 0, before anything starts.
+
+Fields that the user names count; all others are the checkpoint's, not the defaults: a run is continued by its
+directory alone. The model and the optimizer must be the checkpoint's.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minitrain.checkpoint.catalogue import CHECKPOINTS, find_checkpoint
+from minitrain.checkpoint.manifest import Manifest, read_manifest
+from minitrain.config import Config
+from minitrain.errors import CheckpointError, Problem
+from minitrain.fields import field_value, known_fields
+from minitrain.observe.run_directory import METRICS
+from minitrain.resolve import AXES, ranks_wanted
+from minitrain.settings import Settings
+
+OF_ONE_RUN = {"run.dir", "run.resume", "run.accept_new_data", "backend", "collectives"}  # never taken over
+OF_ONE_LAYOUT = AXES | {"parallel.shard"}
+
+
+class Start(NamedTuple):
+    """A checkpoint to go on from."""
+
+    directory: Path
+    manifest: Manifest
+
+
+def find_start(settings: Settings) -> Start | None:
+    """The checkpoint that `run.resume` asks for; None if `auto` finds none. Raises CheckpointError."""
+    run = settings.config.run
+    if run.resume == "no" or (run.resume == "auto" and not run.dir):
+        return None  # of `auto` without a directory `check_resume` speaks
+    directory = find_checkpoint(run.resume, run.dir)
+    return None if directory is None else Start(directory, read_manifest(directory))
+
+
+def check_resume(config: Config, start: Start | None) -> list[Problem]:
+    """What speaks against going on, once all fields are known."""
+    run, steps = config.run, config.train.steps
+    if run.resume == "auto" and not run.dir:
+        what = "run.resume auto looks for checkpoints in run.dir, which is not given"
+        return [Problem(what, "run.resume", "give run.dir, or the path of a checkpoint")]
+    if start and steps < start.manifest.step:
+        what = f"train.steps is {steps}, but the checkpoint has taken {start.manifest.step}"
+        return [Problem(what, "train.steps", f"give {start.manifest.step} or more")]
+    return []
+
+
+def continued(settings: Settings, start: Start, n_processes: int) -> Settings:
+    """The settings, with the checkpoint's where the user named none. Raises CheckpointError."""
+    saved, given = start.manifest.config, settings.given
+    _check_same(saved, given, start.directory)
+    on_threads = settings.config.collectives == "threads" and n_processes == 1
+    same_layout = not given.keys() & AXES and (on_threads or ranks_wanted(saved.parallel) == n_processes)
+    taken = known_fields().keys() - given.keys() - OF_ONE_RUN - (set() if same_layout else OF_ONE_LAYOUT)
+    config = settings.config
+    for name in taken:
+        config = _with(config, name, field_value(saved, name))
+    run = replace(config.run, resume=str(start.directory), dir=config.run.dir or _run_of(start.directory))
+    return replace(settings, config=replace(config, run=run))
+
+
+def changes(config: Config, start: Start) -> list[str]:
+    """For the banner: where the run goes on from, and what is not as it was."""
+    saved, step = start.manifest.config, start.manifest.step
+    notices = [f"goes on from step {step}: {start.directory}"]
+    for name in known_fields():
+        was, now = field_value(saved, name), field_value(config, name)
+        if was != now and not name.startswith("run.") and name not in OF_ONE_RUN:
+            notices.append(f"{name} is {now}, was {was} up to step {step}")
+    return notices
+
+
+def is_own(directory: Path, run_dir: str) -> bool:
+    """Whether a checkpoint is one of that run."""
+    return directory.absolute().parent == (Path(run_dir) / CHECKPOINTS).absolute()
+
+
+def _check_same(saved: Config, given: dict[str, Any], directory: Path) -> None:
+    problems = []
+    for name, value in given.items():
+        if (name.startswith("model.") or name == "optim.name") and value != field_value(saved, name):
+            what = f"{name} is {value}, but {field_value(saved, name)} in the checkpoint"
+            remedy = "leave it out, or start from the weights alone with run.init_from"
+            problems.append(Problem(what, str(directory), remedy))
+    if problems:
+        raise CheckpointError.everywhere(problems, CheckpointError.exit_code)
+
+
+def _run_of(directory: Path) -> str | None:
+    """The run directory that a checkpoint lies in."""
+    run = directory.absolute().parent.parent
+    inside = directory.absolute().parent.name == CHECKPOINTS and (run / METRICS).exists()
+    return str(run) if inside else None
+
+
+def _with(config: Config, name: str, value: Any) -> Config:
+    section, _, field = name.rpartition(".")
+    if not section:
+        return replace(config, **{field: value})
+    return replace(config, **{section: replace(getattr(config, section), **{field: value})})
