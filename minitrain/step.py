@@ -6,11 +6,14 @@ kv, tp     inside `unit.reduce_scatter`: gradients of copies of kv heads; under 
 shard      inside `unit.params()` under ZeRO 3 and `unit.grads()` under ZeRO 2 and 3, else below
 shard, tp  inside `updater.update`, if the optimizer looks at whole tensors (parallel/update.py)
 pp, replica, tied, world, and the sums for loss and norm: below
+
+run.exact changes when gradients are summed (`unit.grads()`), in which order (comm/tree.py), and what the sums
+for loss and norm are of (parallel/sums.py). What is below stays as it is.
 """
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from minitrain.optim.loss_scale import LossScale
 from minitrain.parallel.outbox import Outbox
 from minitrain.parallel.schedule import Kind, Schedule, forward_only
 from minitrain.parallel.stage import Stage, StageSaved
+from minitrain.parallel.sums import total_loss
 from minitrain.parallel.update import Updater
 
 
@@ -34,6 +38,14 @@ class Batch(NamedTuple):
     targets_MN: Array
     n_tokens: int  # of the global batch, over all ranks
     drawn_MN: Array | None = None  # uniform numbers: targets are drawn from the prediction instead
+
+
+class MicroBatches(Protocol):
+    """Pairs (ids_BT, targets_BT), equally many on every rank."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Array, Array]]: ...
 
 
 class Trainer(NamedTuple):
@@ -66,21 +78,21 @@ def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResu
     and ranks is a plain sum. If loss or gradient is not finite nothing is updated: fp16 skips the step and
     lowers its loss scale, else every rank raises the same NumericsError.
     """
-    stage, grid, scale = trainer.stage, trainer.grid, trainer.scale
-    loss = backpropagate(trainer, batch)
+    stage, grid, scale, sums = trainer.stage, trainer.grid, trainer.scale, trainer.stage.sums
+    losses = backpropagate(trainer, batch)
     reduce_gradients(trainer)
 
-    squares = np.array([sum(unit.sum_of_squares() for unit in stage.units)])
+    squares = sums.squares(stage.units)
     for comm in (grid.shard, grid.tp, grid.pp):
         comm.all_reduce(squares)
     for comm in (grid.pp, grid.dp):
-        comm.all_reduce(loss)  # of the last stages, over all sequences
-    norm = math.sqrt(squares[0]) / scale  # one number, the same on every rank
-    overflow = np.array([not (math.isfinite(loss[0]) and math.isfinite(norm))], np.int64)
+        comm.all_reduce(losses)  # of the last stages, over all sequences
+    loss, norm = total_loss(losses), math.sqrt(sums.square(squares)) / scale  # the same on every rank
+    overflow = np.array([not (math.isfinite(loss) and math.isfinite(norm))], np.int64)
     grid.world.all_reduce(overflow, "max")  # the branch below is taken by all ranks or none
     if overflow[0]:
-        skip_or_raise(trainer, float(loss[0]), norm, step)
-        return StepResult(float(loss[0]), norm, skipped=True)
+        skip_or_raise(trainer, loss, norm, step)
+        return StepResult(loss, norm, skipped=True)
 
     if stage.precision.fp8:
         amax = stage.largest_magnitudes()
@@ -94,18 +106,19 @@ def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResu
         if unit.param is not None:  # ZeRO 3 gathers on use instead
             grid.shard.all_gather(unit.param_shard, unit.param)
         unit.zero_grads()
-    return StepResult(float(loss[0]), norm)
+    return StepResult(loss, norm)
 
 
 def reduce_gradients(trainer: Trainer) -> None:
     """Every rank holds a partial sum of dL/dw; now each has the sum, of its own part."""
     stage, grid = trainer.stage, trainer.grid
     for unit in stage.units:
-        if unit.grad is not None:  # ZeRO 0 and 1; under 2 and 3 each backward has done it
+        if unit.grad is not None:  # ZeRO 0 and 1; under 2, 3 and run.exact the backwards have done it
             unit.reduce_scatter(unit.grad, unit.grad_shard)
         grid.replica.all_reduce(unit.grad_shard)
         if unit is stage.embedding:
             grid.tied.all_reduce(unit.grad_shard)  # the tied matrix works in the first stage and in the last
+    stage.sum_tied()  # and under run.exact in two units of one stage
 
 
 def skip_or_raise(trainer: Trainer, loss: float, norm: float, step: int) -> None:
@@ -131,10 +144,10 @@ def skip_or_raise(trainer: Trainer, loss: float, norm: float, step: int) -> None
 
 def backpropagate(trainer: Trainer, batch: Batch) -> Array:
     """Adds the gradients of all micro-batches, times the loss scale, to the units. Returns this rank's part
-    of the mean loss, as an array of one.
+    of the mean loss, to be added up over ranks (parallel/sums.py).
     """
-    stage, pp = trainer.stage, trainer.grid.pp
-    outbox, loss = Outbox(pp), np.zeros(1)
+    stage, pp, sums = trainer.stage, trainer.grid.pp, trainer.stage.sums
+    outbox, losses = Outbox(pp), sums.losses(len(batch.ids_MN))
     act: dict[int, Array] = {}
     dact: dict[int, Array] = {}
     saved: dict[int, StageSaved] = {}
@@ -154,7 +167,7 @@ def backpropagate(trainer: Trainer, batch: Batch) -> Array:
                 drawn_N = None if batch.drawn_MN is None else batch.drawn_MN[m]
                 targets_N, scale = batch.targets_MN[m], trainer.scale / batch.n_tokens
                 nll, dact[m] = stage.loss(act.pop(m), targets_N, scale, drawn_N)
-                loss += nll / batch.n_tokens
+                losses[sums.place(m)] += nll / batch.n_tokens
             case Kind.RECV_GRAD:
                 dact[m] = stage.empty_activations(batch.ids_MN[m].size)
                 pp.recv(dact[m], pp.rank + 1)
@@ -163,15 +176,15 @@ def backpropagate(trainer: Trainer, batch: Batch) -> Array:
             case Kind.SEND_GRAD:
                 outbox.send(dact.pop(m), pp.rank - 1)
     outbox.flush()
-    return loss
+    return losses
 
 
-def evaluate(stage: Stage, grid: Grid, micro_batches: Iterable[tuple[Array, Array]], n_tokens: int) -> float:
+def evaluate(stage: Stage, grid: Grid, micro_batches: MicroBatches, n_tokens: int) -> float:
     """Mean loss in nats per token over held-out micro-batches `(ids_BT, targets_BT)`; `n_tokens` counts
     those of all ranks.
     """
-    pp, outbox, loss = grid.pp, Outbox(grid.pp), np.zeros(1)
-    for ids_BT, targets_BT in micro_batches:
+    pp, outbox, losses = grid.pp, Outbox(grid.pp), stage.sums.losses(len(micro_batches))
+    for m, (ids_BT, targets_BT) in enumerate(micro_batches):
         for kind, _ in forward_only(pp.rank, pp.size, 1):
             match kind:
                 case Kind.LOAD:
@@ -184,11 +197,11 @@ def evaluate(stage: Stage, grid: Grid, micro_batches: Iterable[tuple[Array, Arra
                 case Kind.SEND_ACT:
                     outbox.send(x, pp.rank + 1)
                 case Kind.LOSS:
-                    loss += stage.loss_only(x, targets_BT.ravel()) / n_tokens
+                    losses[stage.sums.place(m)] += stage.loss_only(x, targets_BT.ravel()) / n_tokens
     outbox.flush()
     for comm in (grid.pp, grid.dp):
-        comm.all_reduce(loss)
-    return float(loss[0])
+        comm.all_reduce(losses)
+    return total_loss(losses)
 
 
 def require_finite(numbers: dict[str, float], step: int) -> None:

@@ -12,6 +12,7 @@ from minitrain.comm.single import SingleComm
 from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.data.philox import normal, uniform
 from minitrain.ops.loss import draw
+from minitrain.parallel.sums import total_loss
 from minitrain.parallel.unit import Unit
 from minitrain.resolve import resolve
 from minitrain.step import Trainer, backpropagate
@@ -64,7 +65,7 @@ def test_hutchinson_is_the_second_derivative_along_its_direction() -> None:
     def loss(t: float) -> float:
         for unit, w, direction in zip(trainer.stage.units, weights, u, strict=True):
             unit.master[...] = w + t * direction
-        value = float(backpropagate(trainer, batch_of(tiny(LLAMA), 1, 0))[0])
+        value = total_loss(backpropagate(trainer, batch_of(tiny(LLAMA), 1, 0)))
         for unit in trainer.stage.units:
             unit.zero_grads()
         return value

@@ -51,14 +51,14 @@ def configured(precision: str = "fp16", **parallel: object) -> Config:
 def overflow(stage: Stage) -> None:
     """The next gradient of this rank's first block that goes to other ranks has an infinity in it."""
     unit = stage.blocks[0]
-    reduce_scatter = unit.reduce_scatter
+    sum_over_tp = unit.sum_over_tp
 
-    def tampered(full: Array, part: Array) -> None:
+    def tampered(full: Array) -> None:
         unit.layout.views(full)["mlp.up"][0, 0] = np.inf
-        del unit.reduce_scatter
-        reduce_scatter(full, part)
+        del unit.sum_over_tp
+        sum_over_tp(full)
 
-    unit.reduce_scatter = tampered  # type: ignore[method-assign]
+    unit.sum_over_tp = tampered  # type: ignore[method-assign]
 
 
 def run(config: Config, plant: Where | None, leave_out: bool = False) -> list[Seen]:

@@ -18,16 +18,23 @@ class Pool:
         self._free: defaultdict[tuple[int, np.dtype[np.generic]], list[Array]] = defaultdict(list)
         self.bytes = 0
 
-    @contextmanager
-    def borrow(self, size: int, dtype: np.dtype[np.generic]) -> Iterator[Array]:
-        """A vector of undefined contents."""
+    def take(self, size: int, dtype: np.dtype[np.generic]) -> Array:
+        """A vector of undefined contents, until it is given back."""
         free = self._free[size, dtype]
         if free:
-            buffer = free.pop()
-        else:
-            buffer = np.empty(size, dtype)
-            self.bytes += buffer.nbytes
+            return free.pop()
+        buffer = np.empty(size, dtype)
+        self.bytes += buffer.nbytes
+        return buffer
+
+    def give_back(self, buffer: Array) -> None:
+        self._free[buffer.size, buffer.dtype].append(buffer)
+
+    @contextmanager
+    def borrow(self, size: int, dtype: np.dtype[np.generic]) -> Iterator[Array]:
+        """The same for as long as the `with` lasts."""
+        buffer = self.take(size, dtype)
         try:
             yield buffer
         finally:
-            free.append(buffer)
+            self.give_back(buffer)

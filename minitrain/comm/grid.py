@@ -4,7 +4,8 @@ The world is `replica x shard x pp x tp`, tp varying fastest, so that the ranks 
 
     world     all ranks
     replica   copies of everything: gradients are all-reduced over it
-    shard     ZeRO: parameters, gradients or optimizer state are cut over it
+    shard     ZeRO: parameters, gradients or optimizer state are cut over it; under run.exact these two add up
+              in the order of a binary tree (tree.py)
     dp        replica x shard: the ranks that see different data
     pp        pipeline stages
     tp        tensor parallelism within a layer
@@ -15,6 +16,7 @@ The world is `replica x shard x pp x tp`, tp varying fastest, so that the ranks 
 from typing import NamedTuple
 
 from minitrain.comm.interface import Comm
+from minitrain.comm.tree import tree_ordered
 from minitrain.config import Config
 
 
@@ -43,12 +45,15 @@ def make_grid(world: Comm, config: Config) -> Grid:
     def along(name: str, *kept: str) -> Comm:
         return cart.sub([axis in kept for axis in axes], name)
 
+    def of_gradients(name: str) -> Comm:
+        return tree_ordered(along(name, name)) if config.run.exact else along(name, name)
+
     pp = along("pp", "pp")
     at_an_end = model.tied and pp.rank in (0, pp.size - 1)
     return Grid(
         world=world,
-        replica=along("replica", "replica"),
-        shard=along("shard", "shard"),
+        replica=of_gradients("replica"),
+        shard=of_gradients("shard"),
         dp=along("dp", "replica", "shard"),
         pp=pp,
         tp=along("tp", "tp", "kv"),

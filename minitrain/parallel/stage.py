@@ -19,6 +19,7 @@ from minitrain.model.spec import block_specs, embedding_specs, head_specs, posit
 from minitrain.model.tensor import TensorParallel
 from minitrain.ops.fp8 import Fp8Linear, Scaled8
 from minitrain.ops.rope import rope_table
+from minitrain.parallel.sums import ExactSums, PlainSums, Sums
 from minitrain.parallel.unit import Fill, Memory, Unit
 from minitrain.precision import PRECISIONS
 
@@ -37,11 +38,13 @@ class Stage:
 
     def __init__(self, config: Config, grid: Grid, fill: Fill, align: int = 1) -> None:
         """`align`: a multiple at which every tensor begins in its flat vector, if the optimizer wants it."""
-        model, parallel = config.model, config.parallel
+        model, parallel, exact = config.model, config.parallel, config.run.exact
         self.model, self.precision = model, PRECISIONS[config.precision]
         self.is_first, self.is_last = grid.pp.rank == 0, grid.pp.rank == grid.pp.size - 1
         self.tp = TensorParallel(grid.tp, parallel.sequence and grid.tp.size > 1)
-        self.memory = Memory(grid, parallel.zero, self.tp.sequence, self.precision, align)
+        leaves = n_micro_batches(config) if exact else None
+        self.memory = Memory(grid, parallel.zero, self.tp.sequence, self.precision, align, leaves)
+        self.sums: Sums = ExactSums(grid.dp) if exact else PlainSums()
         layers = stage_layers(model.layers, grid.pp.rank, grid.pp.size)
 
         self.embedding: Unit | None = None
@@ -55,6 +58,10 @@ class Stage:
         if self.is_last:
             self.head = Unit("", head_specs(model), self.memory, fill)
         self.units = [u for u in (self.embedding, self.positions, *self.blocks, self.head) if u is not None]
+        self.output = self.embedding if model.tied else None  # the unit whose matrix the head uses
+        if self.output and exact and grid.pp.size == 1:  # its gradient is kept apart, as a pipeline keeps it
+            self.output = Unit("", embedding_specs(model), self.memory, fill, counted=False)
+            self.units.append(self.output)
 
         self.scales = [self._scales(unit) for unit in self.blocks]
         head_width = model.width // model.heads
@@ -126,6 +133,12 @@ class Stage:
         with self._head_and_matrix(Unit.params) as (w, matrix_VD):
             return head.logits_forward(x_SD, w, matrix_VD, self._head_context)[0], self._first_id
 
+    def sum_tied(self) -> None:
+        """The gradients of a tied matrix, where this rank alone keeps those of its two uses apart."""
+        if self.embedding is not None and self.output not in (None, self.embedding):
+            self.embedding.grad_shard += self.output.grad_shard
+            self.output.grad_shard[...] = self.embedding.grad_shard
+
     def empty_activations(self, n_rows: int) -> Array:
         """A buffer for what a neighbouring stage sends for a micro-batch of `n_rows` tokens."""
         rows = self.tp.rows(n_rows)
@@ -176,6 +189,13 @@ class Stage:
             if "head" in of_head:
                 yield of_head, of_head["head"]
                 return
-            assert self.embedding is not None
-            with views_of(self.embedding) as of_embedding:
-                yield of_head, of_embedding["embedding"]
+            assert self.output is not None
+            with views_of(self.output) as of_output:
+                yield of_head, of_output["embedding"]
+
+
+def n_micro_batches(config: Config) -> int:
+    """Of a rank in a step."""
+    batch, dp = config.train.global_batch, config.parallel.dp
+    assert batch and dp, "the configuration is resolved"
+    return batch // (dp * config.train.micro_batch)

@@ -11,6 +11,10 @@ the owner of 1/shard of every vector. *How long* do full vectors live:
     3       during one use       during one backward    own part
 
 `params()` and `grads()` hide the stage from all that computes; `param` and `grad` are None where not kept.
+
+Under run.exact gradients of micro-batches are added up as the leaves of a binary tree (`arrays/tree.py`), at
+every stage: of M micro-batches up to log2(M) full gradients wait for their siblings, and that of the last is
+cut as it comes. So M = 1 keeps no full gradient, and M > 1 keeps some even under ZeRO 2 and 3.
 """
 
 import math
@@ -24,6 +28,7 @@ from minitrain.arrays.blocks import all_finite, row_blocks
 from minitrain.arrays.flat import Layout, merge, overlap, padded
 from minitrain.arrays.narrow import wide
 from minitrain.arrays.pool import Pool
+from minitrain.arrays.tree import TreeSum
 from minitrain.arrays.types import Array
 from minitrain.comm.grid import Grid
 from minitrain.model.spec import ParamSpec
@@ -34,14 +39,21 @@ Fill = Callable[[ParamSpec, tuple[slice, ...]], Array]
 """Gives the initial values of a box of a parameter."""
 
 
+SQUARES_BLOCK = 256
+"""Under run.exact tensors and shards begin at multiples of it, so that nothing cuts a block of so many."""
+
+
 class Memory:
     """What all units of a rank have in common: the grid, the ZeRO stage, the types, a multiple at which
-    tensors begin, and buffers to borrow.
+    tensors begin, and buffers to borrow. `leaves`: under run.exact, the micro-batches of a rank in a step.
     """
 
-    def __init__(self, grid: Grid, zero: int, sequence: bool, precision: Precision, align: int) -> None:
+    def __init__(
+        self, grid: Grid, zero: int, sequence: bool, precision: Precision, align: int, leaves: int | None
+    ) -> None:
         self.grid, self.zero, self.sequence, self.precision = grid, zero, sequence, precision
-        self.align = align
+        self.align = align if leaves is None else math.lcm(align, SQUARES_BLOCK)
+        self.leaves = leaves
         self.pool = Pool()
 
 
@@ -126,6 +138,7 @@ class Unit:
 
     def _allocate(self, n: int, own: slice, fill: Fill) -> None:
         types, zero, sharded = self._memory.precision, self._memory.zero, self._memory.grid.shard.size > 1
+        leaves = self._memory.leaves
         full, n_own = np.zeros(n, types.param), own.stop - own.start
         master = np.zeros(n_own, types.master) if types.master != types.param else None
         for view, held in zip(self.layout.views(full).values(), self.held, strict=True):
@@ -138,7 +151,8 @@ class Unit:
             self.param_shard = full[own] if sharded else full
         else:
             self.param, self.param_shard = None, full[own].copy()
-        if zero < 2:
+        self._tree = TreeSum(leaves or 1, self._memory.pool)
+        if zero < 2 and leaves is None:
             self.grad: Array | None = np.zeros(n, types.grad)
             self.grad_shard = self.grad[own] if sharded else self.grad
         else:
@@ -165,18 +179,29 @@ class Unit:
         if self._grad_views is not None:
             yield self._grad_views
             return
-        pool, n = self._memory.pool, self.grad_shard.size
-        with pool.borrow(n * self._memory.grid.shard.size, self.grad_shard.dtype) as full:
-            full.fill(0)
-            yield self.layout.views(full)
-            with pool.borrow(n, self.grad_shard.dtype) as part:
-                self.reduce_scatter(full, part)
+        pool, shard = self._memory.pool, self._memory.grid.shard
+        n, dtype = self.grad_shard.size, self.grad_shard.dtype
+        full = pool.take(n * shard.size, dtype)
+        full.fill(0)
+        yield self.layout.views(full)
+        self.sum_over_tp(full)
+        total = self._tree.add(full)
+        if total is not None:
+            with pool.borrow(n, dtype) as part:
+                shard.reduce_scatter(total, part)
                 self.grad_shard += part
+            pool.give_back(total)
 
     def reduce_scatter(self, full: Array, part: Array) -> None:
         """part <- this rank's part of the gradient, summed over what tp ranks saw apart and over the shard
         axis.
         """
+        grid = self._memory.grid
+        self.sum_over_tp(full)
+        grid.shard.reduce_scatter(full, part)
+
+    def sum_over_tp(self, full: Array) -> None:
+        """In place, what tp ranks saw apart."""
         grid = self._memory.grid
         self._look_at(full)
         if self._memory.sequence:
@@ -184,7 +209,6 @@ class Unit:
                 grid.tp.all_reduce(full[run])
         for run in self._kv_copies:  # each copy of a kv head served other query heads
             grid.kv.all_reduce(full[run])
-        grid.shard.reduce_scatter(full, part)
 
     def _look_at(self, full: Array) -> None:
         """Notes the first gradient that is not finite, while it is still known whose it is."""
@@ -204,6 +228,16 @@ class Unit:
                 g = wide(grad[block])
                 total += float(np.dot(g, g))
         return total
+
+    def squares_of_blocks(self) -> Array:
+        """The same, as one number for each block of SQUARES_BLOCK elements: whole blocks, in every layout."""
+        sums = [np.zeros(0)]
+        for run in self.counted:
+            blocks = self.grad_shard[run.start : padded(run.stop, SQUARES_BLOCK)].reshape(-1, SQUARES_BLOCK)
+            for rows in row_blocks(len(blocks), SQUARES_BLOCK * sums[0].itemsize):
+                g = blocks[rows].astype(np.float64)
+                sums.append(np.vecdot(g, g))
+        return np.concatenate(sums)
 
     def distinct(self) -> Iterator[tuple[ParamSpec, tuple[slice, ...], Array]]:
         """(parameter, box, values) of what this rank holds and speaks for; every shard rank of a replica
