@@ -91,7 +91,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _train_parser(n_values: str | None = None) -> _Parser:
     """With `n_values="*"` every option takes any number of values, so that all wrong ones are found."""
-    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
     parser = _Parser(
         "",
         tuple(SWITCHES),

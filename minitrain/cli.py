@@ -66,21 +66,21 @@ def _train(job: Job, world: World) -> None:
     config = from_json(job.config)
     checkpoint = trusted(job.checkpoint) if job.checkpoint else None
     stop = StopRequest()
-    stop.listen()
 
     def on_rank(world: World) -> None:
         with closing(Recorder(job.notices) if world.rank == 0 else SilentRecorder()) as recorder:
             train(config, world, recorder, stop, checkpoint)
 
     try:
-        if config.collectives == "threads":
-            from minitrain.comm.threads import run_threads
+        with stop.listening():
+            if config.collectives == "threads":
+                from minitrain.comm.threads import run_threads
 
-            parallel = config.parallel
-            assert parallel.dp and parallel.tp and parallel.pp
-            run_threads(parallel.dp * parallel.tp * parallel.pp, on_rank)
-        else:
-            on_rank(join(launched(os.environ), use_mpi=True) if config.collectives == "mpi" else world)
+                parallel = config.parallel
+                assert parallel.dp and parallel.tp and parallel.pp
+                run_threads(parallel.dp * parallel.tp * parallel.pp, on_rank)
+            else:
+                on_rank(join(launched(os.environ), use_mpi=True) if config.collectives == "mpi" else world)
     except BaseException:
         if world.rank == 0:
             release_run_directory([Path(path) for path in job.made])

@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from minitrain.errors import TryAgainError
 
@@ -24,21 +26,30 @@ class StopRequest:
     def asked(self) -> bool:
         return self.signal is not None
 
-    def listen(self) -> None:
-        """From now on signals set this. To be called by the main thread of a process.
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Meanwhile signals set this. Only in the main thread of a process.
 
         Python runs its handlers between two instructions of the main thread, which may be inside a collective
-        that never ends. So the signals go to a thread through a socket (`signal.set_wakeup_fd`).
+        that never ends. So the signals go to a thread, through a socket (`signal.set_wakeup_fd`).
         """
-        ours, signals_own = socket.socketpair()
-        signals_own.setblocking(False)
-        signal.set_wakeup_fd(signals_own.fileno(), warn_on_full_buffer=False)
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._watch, args=(ours, signals_own), name="signals", daemon=True).start()
+        ours, of_signals = socket.socketpair()
+        of_signals.setblocking(False)
+        before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        signal.set_wakeup_fd(of_signals.fileno(), warn_on_full_buffer=False)
+        watch = threading.Thread(target=self._watch, args=(ours,), name="signals", daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            of_signals.close()
+            watch.join()
+            ours.close()
 
-    def _watch(self, ours: socket.socket, signals_own: socket.socket) -> None:
-        """`signals_own` is kept open for as long as this runs."""
+    def _watch(self, ours: socket.socket) -> None:
         while numbers := ours.recv(64):
             for number in numbers:
                 if number in STOP_SIGNALS:

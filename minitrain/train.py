@@ -137,7 +137,7 @@ def train(
         begun = checkpoint.step if checkpoint else 0
         together(comm, lambda: recorder.begin(config, begun))
         together(comm, lambda: tidy(config, begun, recorder) if comm.rank == 0 else None)
-        saver = make_saver(config, run, begun) if config.run.keep else None
+        saver = make_saver(config, run, begun)
         with np.errstate(all="ignore"):  # what is not finite is reported by the step itself
             _train_all_steps(config, run, sent, calls, recorder, saver, stop or StopRequest(), checkpoint)
         grid = run.trainer.grid
@@ -154,7 +154,8 @@ def tidy(config: Config, begun: int, recorder: AnyRecorder) -> None:
     """On rank 0, when no other job can be in the run directory: what a crash left there goes, and checkpoints
     after the one that the run goes on from get another name.
     """
-    assert config.run.dir is not None
+    if config.run.dir is None:
+        return
     directory = Path(config.run.dir) / CHECKPOINTS
     try:
         clean(directory)
@@ -165,9 +166,10 @@ def tidy(config: Config, begun: int, recorder: AnyRecorder) -> None:
         raise CheckpointError(what, str(directory), "check permissions there") from None
 
 
-def make_saver(config: Config, run: Run, begun: int) -> Saver:
+def make_saver(config: Config, run: Run, begun: int) -> Saver | None:
     """What writes the run's checkpoints; `begun` is the step of the one that it goes on from."""
-    assert config.run.dir is not None
+    if config.run.dir is None or not config.run.keep:
+        return None
     directory = Path(config.run.dir) / CHECKPOINTS
     own = Path(config.run.resume).absolute().parent == directory.absolute()
     return Saver(config, run.trainer, directory, run.data, run.tokens.kind, saved=begun if own else 0)

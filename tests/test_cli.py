@@ -42,7 +42,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Takes the place of training: the configurations it was called with."""
     configs: list[Config] = []
     stub = types.ModuleType("minitrain.train")
-    stub.train = lambda config, world, recorder: configs.append(config)  # type: ignore[attr-defined]
+    stub.train = lambda config, *_: configs.append(config)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "minitrain.train", stub)
     return configs
 
@@ -131,7 +131,13 @@ def test_what_only_prints(line: str, part: str, place: Path, capsys: pytest.Capt
 def test_help_names_no_command_that_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     listed = capsys.readouterr().out.partition("commands:\n")[2].partition("\n\n")[0]
-    assert [line.split()[0] for line in listed.splitlines()] == ["train", "generate", "convert", "study"]
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        "train",
+        "generate",
+        "convert",
+        "checkpoint",
+        "study",
+    ]
 
 
 def test_a_run_gets_a_numbered_directory(place: Path, trained: list[Config]) -> None:
@@ -187,7 +193,7 @@ def test_a_run_that_does_not_begin_leaves_no_directory(
 def test_threads_are_ranks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int, str]] = []
     stub = types.ModuleType("minitrain.train")
-    stub.train = lambda config, world, recorder: seen.append(
+    stub.train = lambda config, world, recorder, *_: seen.append(
         (world.rank, world.size, type(recorder).__name__)
     )  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "minitrain.train", stub)
@@ -234,7 +240,7 @@ def test_interrupt_has_no_traceback(
 def test_an_error_does_not_stand_behind_the_bar(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def breaks_after_the_start(config: Config, world: object, recorder: AnyRecorder) -> None:
+    def breaks_after_the_start(config: Config, world: object, recorder: AnyRecorder, *_: object) -> None:
         recorder.begin(config)
         raise DataError("a", "b", "c")
 
@@ -318,7 +324,7 @@ def test_a_world_of_another_size_than_the_launcher_says_is_refused(tmp_path: Pat
 FAILING = """
     import os, sys, types
     stub = types.ModuleType("minitrain.train")
-    def train(config, world, recorder):
+    def train(config, world, recorder, *_):
         {body}
         world.barrier()
     stub.train = train
@@ -342,7 +348,7 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(
     assert done.stderr.startswith(PREFIX + says) and done.stderr.count(PREFIX) == 1
 
 
-@pytest.mark.parametrize("n_bytes, file", [(0, "config.toml"), (2048, "metrics.jsonl")])
+@pytest.mark.parametrize("n_bytes, file", [(0, ".lock"), (2048, "metrics.jsonl")])
 def test_a_full_disk_is_named_in_one_line(n_bytes: int, file: str, tmp_path: Path) -> None:
     """Files that may not grow stand for a disk without space."""
     code = f"""

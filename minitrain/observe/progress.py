@@ -25,9 +25,9 @@ class Progress(Protocol):
 def make_progress(
     kind: str,
     steps: int,
-    done: int = 0,
     environ: Mapping[str, str] = os.environ,
     terminal: TextIO | None = None,
+    done: int = 0,
 ) -> Progress:
     """The display of `run.progress`; `auto` is a bar where a person watches a terminal, else lines."""
     if kind == "auto":
@@ -68,7 +68,7 @@ class Quiet(Lines):
 class Bar:
     """A bar on standard error, the last step's line beside it."""
 
-    def __init__(self, steps: int, done: int) -> None:
+    def __init__(self, steps: int, done: int = 0) -> None:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread of its own

@@ -89,15 +89,12 @@ class Recorder:
         assert config.run.dir is not None and config.train.global_batch is not None
         self.config, self.directory = config, Path(config.run.dir)
         self.tokens_a_step = config.train.global_batch * config.model.seq_len
-        with _writing(self.directory / LOCK):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self.lock = lock_run_directory(self.directory)
         if config.run.resume != "no" and (self.directory / METRICS).exists():
             self._continue_files(done)
         else:
             self._start_files()
         say(banner(config, self.notices))
-        self.progress = make_progress(config.run.progress, config.train.steps, done)
+        self.progress = make_progress(config.run.progress, config.train.steps, done=done)
         self.started = time.perf_counter()
 
     def step(self, metrics: StepMetrics) -> None:
@@ -137,15 +134,17 @@ class Recorder:
             self.lock.close()
 
     def _start_files(self) -> None:
-        """metrics.jsonl first, which no two runs can make; without config.toml it does not stay."""
+        """metrics.jsonl first, which no two runs can make; without the others it does not stay."""
         metrics = self.directory / METRICS
         try:
             with _writing(metrics):
+                self.directory.mkdir(parents=True, exist_ok=True)
                 metrics.touch(exist_ok=False)
         except FileExistsError as error:
             problem = Problem(f"{self.directory} holds a run already", "run.dir", "choose another run.dir")
             raise ConfigError([problem]) from error
         try:
+            self._lock()
             self._write_config()
         except ConfigError:
             for path in (metrics, self.directory / LOCK):
@@ -153,9 +152,14 @@ class Recorder:
             raise
 
     def _continue_files(self, done: int) -> None:
+        self._lock()
         with _writing(self.directory / METRICS):
             cut_metrics(self.directory, done)
         self._write_config()
+
+    def _lock(self) -> None:
+        with _writing(self.directory / LOCK):
+            self.lock = lock_run_directory(self.directory)
 
     def _write_config(self) -> None:
         with _writing(self.directory / "config.toml") as path:

@@ -37,11 +37,12 @@ LONGEST_END = 5.0  # seconds that an end by MPI may take
 
 @contextmanager
 def watchdog(config: Config, world: World, calls: CallLog) -> Iterator[None]:
-    """Watches over `calls` as long as the context lasts. Collective over `world`; nothing for one rank."""
-    if world.size == 1:
+    """Watches over `calls` as long as the context lasts. Collective over `world`; nothing for one rank, or
+    where there is no run directory to meet in.
+    """
+    if world.size == 1 or config.run.dir is None:
         yield
         return
-    assert config.run.dir is not None
     start = broadcast_text(world, time.strftime("%Y%m%d-%H%M%S") if world.rank == 0 else None)
     directory = Path(config.run.dir).absolute() / "hang" / start
     has_launcher = config.collectives != "threads"

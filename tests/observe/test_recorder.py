@@ -133,7 +133,7 @@ def test_a_start_that_fails_leaves_what_was_there(
     (tmp_path / "run").mkdir()
     for name, text in before.items():
         (tmp_path / "run" / name).write_text(text)
-    with no_file_longer_than(0), pytest.raises(ConfigError, match=r"cannot write .*config\.toml: .* space"):
+    with no_file_longer_than(0), pytest.raises(ConfigError, match=r"cannot write .*/run/.*: .* space"):
         Recorder().begin(config)
     assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == before
 
