@@ -1,8 +1,8 @@
 """Who keeps whom waiting: from what each rank knows of itself, one sentence for the user.
 
 A rank in a call waits for all others of the group, or for the other end of a message. Of those some have not
-come. They may wait for others in turn: what is told is a call that somebody misses who waits for nobody, if
-there is one; else ranks wait for each other in a circle, and any call of it will do.
+come. They may wait for others in turn: best told is a call for which nobody is missing who waits himself. If
+there is none, ranks wait for each other in a circle, and any call of it will do.
 """
 
 from collections.abc import Mapping
@@ -36,12 +36,14 @@ class Wait(NamedTuple):
 
 def explain(dumps: Mapping[int, Dump], remedy: str) -> Problem:
     """What is told of a hang. Ranks without a dump have not answered; at least one has, and is in a call."""
-    waits = [_wait(dumps, rank) for rank, dump in dumps.items() if dump.pending]
+    pending = [dump.pending for dump in dumps.values() if dump.pending]
+    waits = [_wait(dumps, call) for call in {(channel(call), call.number): call for call in pending}.values()]
 
-    def is_root(wait: Wait) -> bool:
-        return any(rank not in dumps or not dumps[rank].pending for rank in wait.missing)
+    def told_best(wait: Wait) -> tuple[float, float]:
+        at_fault = [rank for rank in wait.missing if rank not in dumps or not dumps[rank].pending]
+        return len(at_fault) / max(1, len(wait.missing)), wait.seconds
 
-    wait = max(waits, key=lambda wait: (is_root(wait), bool(wait.missing), wait.seconds))
+    wait = max(waits, key=told_best)
     call = describe(wait.call)
     patience = f"{name_ranks(wait.inside)} waited {wait.seconds:.0f} s"
     if not wait.missing:
@@ -63,14 +65,11 @@ def describe(call: Call) -> str:
     return f"{call.verb}{what} over {call.axis} (call {call.number})"
 
 
-def _wait(dumps: Mapping[int, Dump], rank: int) -> Wait:
-    """The call that `rank` is in."""
-    mine = dumps[rank]
-    assert mine.pending is not None
-    call = mine.pending
-    same = [other for other in call.ranks if _is_in(dumps.get(other), call)]
-    missing = [other for other in call.ranks if other != rank and not _has_come(dumps.get(other), call)]
-    return Wait(call, same, missing, max(dumps[other].seconds for other in same))
+def _wait(dumps: Mapping[int, Dump], call: Call) -> Wait:
+    """Of a call that at least one rank is in."""
+    inside = [rank for rank in call.ranks if _is_in(dumps.get(rank), call)]
+    missing = [rank for rank in call.ranks if not _has_come(dumps.get(rank), call)]
+    return Wait(call, inside, missing, max(dumps[rank].seconds for rank in inside))
 
 
 def _is_in(dump: Dump | None, call: Call) -> bool:

@@ -18,6 +18,7 @@ from layouts import (
 )
 from pairwise import pairwise
 
+from minitrain.comm.checked import checked
 from minitrain.config import Config
 
 MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
@@ -44,7 +45,7 @@ def run_over_mpi(config: Config, synchronous_sends: bool = False) -> Outcome | N
 
     from minitrain.comm.mpi import world
 
-    mine = rank_run(world(synchronous_sends), config, 3)
+    mine = rank_run(checked(world(synchronous_sends)), config, 3)
     everyone = MPI.COMM_WORLD.gather(mine)
     if everyone is None:
         return None
