@@ -164,6 +164,35 @@ def _global_batch(c: Config, world_size: int) -> Breach:
     return what, near("train.global_batch", batch, unit=dp * micro) + also
 
 
+def _exact_over_dp(c: Config, world_size: int) -> Breach:
+    dp, _, _ = _layout(c)
+    if not c.run.exact or _is_power_of_two(dp):
+        return None
+    what = f"run.exact adds up in a binary tree, but dp {dp} is no power of two"
+    return what, lambda: near("parallel.dp", dp, _is_power_of_two)
+
+
+def _exact_micro_batches(c: Config, world_size: int) -> Breach:
+    batch, micro, (dp, _, _) = c.train.global_batch, c.train.micro_batch, _layout(c)
+    if not c.run.exact or batch is None or batch % (dp * micro) or not _is_power_of_two(dp):
+        return None
+    n = batch // micro
+    if _is_power_of_two(n):
+        return None
+    count = f"global_batch {batch} / micro_batch {micro} = {n}"
+    below = micro << (n.bit_length() - 1)
+    what = f"run.exact adds up in a binary tree, but {count} is no power of two"
+    return what, f"train.global_batch = {below} or {2 * below}"
+
+
+def _exact_optimizers(c: Config, world_size: int) -> Breach:
+    name = c.optim.name
+    if not c.run.exact or name not in ("adafactor", "lamb"):
+        return None
+    what = f"{name} adds up over pieces of tensors, which other layouts cut elsewhere, but run.exact is given"
+    return what, "leave run.exact out, or choose any other optimizer"
+
+
 def _warmup(c: Config, world_size: int) -> Breach:
     if c.optim.warmup is None or c.optim.warmup <= c.train.steps:
         return None
@@ -249,6 +278,10 @@ def _rope_theta_is_of_llama(c: Config, world_size: int) -> Breach:
     return "gpt2 has no rotary embedding, but rope_theta is given", "leave rope_theta out, or choose llama"
 
 
+def _is_power_of_two(n: int) -> bool:
+    return n & (n - 1) == 0
+
+
 def count_ranks(n: int) -> str:
     return "1 rank" if n == 1 else f"{n} ranks"
 
@@ -281,10 +314,13 @@ LAYOUT_RULES = (  # each reads dp, tp or pp: what these cannot mend is no reason
     Rule(("parallel.dp", "parallel.shard"), _shard_over_dp),
     Rule(("parallel.sequence", "parallel.tp", "train.micro_batch", "model.seq_len"), _sequence_over_tp),
     Rule(("train.global_batch", "parallel.dp", "train.micro_batch"), _global_batch),
+    Rule(("run.exact", "parallel.dp"), _exact_over_dp),
 )
 OF_SOME_OPTIMIZERS = ("betas", "eps", "rho", "weight_decay", "classical", "beta3", "curvature_every")
 TRAIN_RULES = (
     Rule(("parallel.zero", "parallel.shard"), _shard_needs_zero),
+    Rule(("run.exact", "train.global_batch", "train.micro_batch"), _exact_micro_batches),
+    Rule(("run.exact", "optim.name"), _exact_optimizers),
     Rule(("optim.warmup", "train.steps"), _warmup),
     Rule(("optim.decay", "optim.schedule"), _decay_is_of_wsd),
     Rule(("optim.decay", "optim.warmup", "train.steps"), _decay),

@@ -190,8 +190,27 @@ LAYOUT = [
         "--model.layers 1 --model.heads 1 --train.global_batch 4", ("start 1 rank (mpirun -n)",), ranks=2
     ),
     Refusal("--collectives threads", ("threads are the ranks of one process, but 4 processes",), ranks=4),
+    Refusal("--run.exact true", ("no layout of 3 ranks is legal", "start 2 or 4 ranks"), ranks=3),
+    Refusal(
+        "--run.exact true --parallel.dp 3",
+        ("error: run.exact adds up in a binary tree, but dp 3 is no power of two;", "parallel.dp = 2 or 4"),
+        ranks=3,
+    ),
 ]
 TRAINING = [
+    Refusal(
+        "--run.exact true --train.global_batch 20",
+        (
+            "error: run.exact adds up in a binary tree, but global_batch 20 / micro_batch 4 = 5 is no power",
+            "train.global_batch = 16 or 32",
+        ),
+    ),
+    Refusal(
+        "--run.exact true --train.micro_batch 3",
+        ("global_batch 18 / micro_batch 3 = 6 is no power", "train.global_batch = 12 or 24"),
+        ranks=2,
+    ),
+    Refusal("--run.exact true --optim.name lamb", ("lamb adds up over pieces", "leave run.exact out")),
     Refusal("--parallel.shard 2", ("error: shard is 2, but zero 0 shards nothing",), ranks=4),
     Refusal("--parallel.shard 3 --parallel.dp 4", ("error: shard is 3, but zero 0 shards nothing",), ranks=4),
     Refusal("--train.steps 10 --optim.warmup 11", ("warmup 11 is longer than 10 steps", "optim.warmup = 10")),
