@@ -1,6 +1,7 @@
 """Going on from a checkpoint, in any layout: each rank reads its parts of every tensor and nothing else."""
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from minitrain.arrays.narrow import compute_type
@@ -49,8 +50,9 @@ def saved_values(config: Config, directory: Path) -> Fill:
 def restore(config: Config, trainer: Trainer, directory: Path, manifest: Manifest) -> None:
     """Everything but the weights. Raises CheckpointError."""
     tensors = open_tensors(directory / STATE)
-    check_state(tensors, config, trainer.updater.optimizer, directory / STATE)
-    read_state(tensors, trainer)
+    saved = replace(config, parallel=manifest.config.parallel)
+    check_state(tensors, saved, trainer.updater.optimizer, directory / STATE)
+    read_state(tensors, trainer, saved.parallel.tp == config.parallel.tp)
     for unit in trainer.stage.units:
         unit.n_updates = manifest.updates
     if trainer.loss_scale and manifest.loss_scale:

@@ -1,11 +1,16 @@
 """What training remembers beside the weights, as tensors whose names and shapes know nothing of the layout.
 
-m.layers.0.attn.q       a moment of a parameter, of the parameter's whole shape; 8-bit ones in fp32
-rows.layers.0.attn.q    Adafactor: one number for every index of an axis
-fp8.layers.0.attn.q     [3, 16]: the largest magnitudes of the three factors of a map in the last steps
+    m.layers.0.attn.q            a moment of a parameter, of the parameter's whole shape; 8-bit ones in fp32
+    m.largest.layers.0.attn.q    of an 8-bit one, the largest magnitude of each block: a row for each tp rank
+    rows.layers.0.attn.q         Adafactor: one number for every index of an axis
+    fp8.layers.0.attn.q          [3, 16]: the largest magnitudes of a map's three factors in the last steps
+
+Blocks of 8 bits lie in a rank's box, so with another tp they are made anew from the values. All else is the
+same for every layout.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,6 +20,7 @@ from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.parts import Part, parts_to_read, parts_to_write
 from minitrain.checkpoint.safetensors_file import Kind, StoredTensor
+from minitrain.comm.grid import Grid
 from minitrain.config import Config
 from minitrain.model.spec import ParamSpec, block_specs, model_specs
 from minitrain.ops.fp8 import HISTORY, Fp8Linear
@@ -29,23 +35,25 @@ StateFile = dict[str, StoredTensor]
 
 
 class Moment(NamedTuple):
-    """How an optimizer keeps one moment of a parameter: for each element, or as a vector by itself that every
-    rank has whole.
+    """How an optimizer keeps one moment of a parameter: for each element, maybe in blocks of 8 bits, or as a
+    vector by itself that every rank has whole.
     """
 
     name: str
-    for_each: bool
     kind: Kind
+    for_each: bool
+    in_blocks: bool = False
 
 
 def state_tensors(config: Config, optimizer: Optimizer) -> dict[str, Kind]:
     """All tensors of the file, for the whole model."""
     precision = PRECISIONS[config.precision]
-    tensors = {
-        f"{moment.name}.{spec.name}": moment.kind
-        for spec in model_specs(config.model)
-        for moment in moments_of(optimizer, spec, precision.master)
-    }
+    tensors: dict[str, Kind] = {}
+    for spec in model_specs(config.model):
+        for moment in moments_of(optimizer, spec, precision.master):
+            tensors[f"{moment.name}.{spec.name}"] = moment.kind
+            if moment.in_blocks:
+                tensors[f"{moment.name}.largest.{spec.name}"] = _kind_of_largest(spec, config)
     if precision.fp8:
         specs = (spec for layer in range(config.model.layers) for spec in block_specs(config.model, layer))
         scaled = Kind((len(Fp8Linear().tensors), HISTORY), np.dtype(np.float32))
@@ -68,11 +76,11 @@ def moments_of(optimizer: Optimizer, spec: ParamSpec, dtype: np.dtype[np.generic
     moments = []
     for name, stored in state.items():
         if isinstance(stored, Quantised):
-            moments.append(Moment(name, True, Kind(spec.shape, np.dtype(np.float32))))
+            moments.append(Moment(name, Kind(spec.shape, np.dtype(np.float32)), True, in_blocks=True))
         else:
             assert isinstance(stored, np.ndarray)
             shape = stored.shape if stored.size else spec.shape
-            moments.append(Moment(name, not stored.size, Kind(shape, dtype)))
+            moments.append(Moment(name, Kind(shape, dtype), for_each=not stored.size))
     return moments
 
 
@@ -102,6 +110,13 @@ def write_state(file: StateFile, trainer: Trainer, snapshot: Snapshot) -> None:
                 if moment.for_each:
                     values = _loaded(vector, slice(start + part.elements.start, start + part.elements.stop))
                     _write_box(file[f"{moment.name}.{part.held.spec.name}"], part, values)
+        if grid.replica.rank == 0:
+            for held, speaks in zip(unit.held, unit.speaks_for, strict=True):
+                for moment, vector, start in _moments(optimizer, unit, state, held) if speaks else ():
+                    if isinstance(vector, Quantised):
+                        _write_largest(
+                            file[f"{moment.name}.largest.{held.spec.name}"], held, vector, start, grid
+                        )
         if (grid.dp.rank, grid.tp.rank) == (0, 0) and any(
             unit.speaks_for
         ):  # of two copies, the one that counts
@@ -115,9 +130,12 @@ def write_state(file: StateFile, trainer: Trainer, snapshot: Snapshot) -> None:
             _write_whole(file[f"fp8.{name}"], maxima)
 
 
-def read_state(file: StateFile, trainer: Trainer) -> None:
-    """Everything that this rank holds. What the file has not (fp8) stays as it is. Raises CheckpointError."""
-    stage, optimizer = trainer.stage, trainer.updater.optimizer
+def read_state(file: StateFile, trainer: Trainer, same_tp: bool) -> None:
+    """Everything that this rank holds. What the file has not (fp8) stays as it is. Raises CheckpointError.
+
+    `same_tp`: blocks of 8 bits are those that were saved; else they are made anew.
+    """
+    stage, optimizer, grid = trainer.stage, trainer.updater.optimizer, trainer.grid
     for unit in stage.units:
         parts: dict[str, list[Part]] = {}
         for part in parts_to_read(unit):
@@ -129,7 +147,10 @@ def read_state(file: StateFile, trainer: Trainer) -> None:
                     values = np.empty(held.run.stop - held.run.start, tensor.dtype)
                     for part in parts.get(held.spec.name, []):
                         values[part.elements] = _read_box(tensor, part)
-                    _store(values, vector, slice(start, start + values.size))
+                    largest = None
+                    if moment.in_blocks and same_tp:
+                        largest = _read_largest(file[f"{moment.name}.largest.{held.spec.name}"], held, grid)
+                    _store(values, vector, slice(start, start + values.size), largest)
                 else:
                     assert isinstance(vector, np.ndarray)
                     vector[...] = _read_whole(tensor).reshape(-1)
@@ -164,12 +185,37 @@ def _loaded(vector: Stored, where: slice) -> Array:
     return vector[where]
 
 
-def _store(values: Array, vector: Stored, where: slice) -> None:
+def _store(values: Array, vector: Stored, where: slice, largest: Array | None) -> None:
     if isinstance(vector, Quantised):
-        vector.save(where, values.astype(np.float32, copy=False))
+        vector.save(where, values.astype(np.float32, copy=False), largest)
     else:
         assert isinstance(vector, np.ndarray)
         vector[where] = values
+
+
+def _kind_of_largest(spec: ParamSpec, config: Config) -> Kind:
+    """[tp ranks with a box of their own, blocks of the largest box]"""
+    tp = config.parallel.tp
+    assert tp
+    boxes = [spec.tp_slice(rank, tp) for rank in range(tp)]
+    most = max(math.prod(cut.stop - cut.start for cut in box) for box in boxes)
+    n_boxes = 1 if spec.tp_dim is None else tp // spec.tp_replicas(tp)
+    return Kind((n_boxes, -(-most // BLOCK)), np.dtype(np.float32))
+
+
+def _place_of_largest(held: Held, grid: Grid) -> tuple[Array, slice]:
+    """The row of this rank's box, and the columns of the run that it holds."""
+    row = 0 if held.spec.tp_dim is None else grid.tp.rank // held.spec.tp_replicas(grid.tp.size)
+    return np.array([row]), slice(held.run.start // BLOCK, -(-held.run.stop // BLOCK))
+
+
+def _write_largest(tensor: StoredTensor, held: Held, vector: Quantised, start: int, grid: Grid) -> None:
+    blocks = vector.blocks(slice(start, start + held.run.stop - held.run.start))
+    tensor.write(*_place_of_largest(held, grid), vector.largest[blocks][None])
+
+
+def _read_largest(tensor: StoredTensor, held: Held, grid: Grid) -> Array:
+    return tensor.read(*_place_of_largest(held, grid)).reshape(-1)
 
 
 def _write_box(tensor: StoredTensor, part: Part, values: Array) -> None:

@@ -41,19 +41,27 @@ class Quantised:
     def load(self, block: slice) -> Array:
         """The values in fp32."""
         values: Array = MAPS[self.signed][self.codes[block]]
-        values *= _repeated(self.largest[self._blocks(block)], values.size)
+        values *= _repeated(self.largest[self.blocks(block)], values.size)
         return values
 
-    def save(self, block: slice, values: Array) -> None:
-        """Stores the nearest value that there is for each; of two equally near ones the lower."""
+    def save(self, block: slice, values: Array, known: Array | None = None) -> None:
+        """Stores the nearest value that there is for each; of two equally near ones the lower.
+
+        `known`: the blocks' largest magnitudes, where the values come from such a vector. With these they get
+        the same codes again; without them not always, as -0.993 times the largest may be all that is left of it.
+        """
         if values.size == 0:
             return
-        largest = self.largest[self._blocks(block)]
-        largest[:] = np.maximum.reduceat(np.abs(values), np.arange(0, values.size, BLOCK))
+        largest = self.largest[self.blocks(block)]
+        if known is None:
+            np.maximum.reduceat(np.abs(values), np.arange(0, values.size, BLOCK), out=largest)
+        else:
+            largest[:] = known
         shares = values / _repeated(np.where(largest == 0, 1, largest), values.size)
         self.codes[block] = np.searchsorted(MIDPOINTS[self.signed], shares)
 
-    def _blocks(self, block: slice) -> slice:
+    def blocks(self, block: slice) -> slice:
+        """The blocks that these elements are in."""
         assert block.start % BLOCK == 0
         return slice(block.start // BLOCK, -(-block.stop // BLOCK))
 
