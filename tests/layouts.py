@@ -17,6 +17,7 @@ from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.data.philox import normal, uniform
 from minitrain.model.spec import ParamSpec, model_specs
 from minitrain.optim.optimizer import Optimizer
+from minitrain.parallel.replicas import compare_replicas
 from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Fill, Unit
 from minitrain.parallel.update import Updater
@@ -155,6 +156,8 @@ def rank_run(
         norms.append(result.grad_norm)
         if ledger is None:  # gathering the parts would be noted as well
             grads.append(gradient_parts(trainer))
+    if ledger is None:
+        compare_replicas(trainer.stage, trainer.updater.optimizer, grid, steps)
     return losses, norms, grads, [] if ledger else weight_parts(trainer.stage, grid)
 
 
