@@ -52,7 +52,7 @@ def resolve(
             min(pretrained.seq_len, config.model.seq_len) if "model.seq_len" in given else pretrained.seq_len
         )
         config = replace(config, model=replace(pretrained, seq_len=seq_len))
-    optim = _fill_optim(config.optim, config.train.steps)
+    optim = fill_optim(config.optim, config.train.steps)
     config = replace(config, model=fill_model(config.model), optim=optim)
 
     parallel, doubtful = config.parallel, set(doubtful)
@@ -137,7 +137,7 @@ def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _fill_optim(optim: OptimConfig, steps: int) -> OptimConfig:
+def fill_optim(optim: OptimConfig, steps: int) -> OptimConfig:
     """The optimizer's own numbers. Warm-up is a tenth of the run and no more than WARMUP; the decay of wsd a
     fifth, after the warm-up.
     """

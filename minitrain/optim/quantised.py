@@ -48,7 +48,7 @@ class Quantised:
         """Stores the nearest value that there is for each; of two equally near ones the lower.
 
         `known`: the blocks' largest magnitudes, where the values come from such a vector. With these they get
-        the same codes again; without them not always, as -0.993 times the largest may be all that is left of it.
+        the same codes again; without them not always, as all that is left of the largest may be 0.993 of it.
         """
         if values.size == 0:
             return
