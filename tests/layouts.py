@@ -141,8 +141,11 @@ def rank_run(
     steps: int,
     ledger: Callable[[Event], None] | None = None,
     fill: Fill = random_weights,
+    compared: bool = False,
 ) -> tuple[list[float], list[float], list[list[Part]], list[Part]]:
-    """What one rank does; returns losses, norms, and its parts of gradients and weights."""
+    """What one rank does; returns losses, norms, and its parts of gradients and weights. If `compared`, what
+    several ranks hold alike must be alike at the end.
+    """
     grid = make_grid(traced(world, ledger) if ledger else world, config)
     trainer = remembering(make_trainer(config, grid, fill))
     losses, norms, grads = [], [], []
@@ -156,7 +159,7 @@ def rank_run(
         norms.append(result.grad_norm)
         if ledger is None:  # gathering the parts would be noted as well
             grads.append(gradient_parts(trainer))
-    if ledger is None:
+    if compared:
         compare_replicas(trainer.stage, trainer.updater.optimizer, grid, steps)
     return losses, norms, grads, [] if ledger else weight_parts(trainer.stage, grid)
 

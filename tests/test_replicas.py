@@ -2,11 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from launch import REPOSITORY, run, under_mpirun
-from layouts import GPT2, LIMIT, LLAMA, LLAMA_TIED, batch_of, random_weights, tiny
+from layouts import (
+    GPT2,
+    LIMIT,
+    LLAMA,
+    LLAMA_TIED,
+    batch_of,
+    layouts,
+    mild_weights,
+    random_weights,
+    rank_run,
+    tiny,
+)
+from pairwise import pairwise
 
 from minitrain.arrays.types import Array
 from minitrain.comm.grid import make_grid
@@ -174,6 +187,27 @@ def test_one_flipped_bit_is_found(config: Config, rank: int, where: Where, told:
 @pytest.mark.parametrize("config", [case[0] for case in CASES.values()], ids=CASES)
 def test_nothing_is_told_where_nothing_differs(config: Config) -> None:
     assert only_message(config, {}) == ""
+
+
+MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
+SAMPLE = pairwise(
+    [
+        {"model": model, "optimizer": optimizer, "precision": precision, **layout}
+        for model, config in MODELS.items()
+        for layout in layouts(range(4, 5), config)
+        for optimizer in ("adamw", "adam8bit", "lamb", "adafactor", "muon", "sophia-g")
+        for precision in ("fp32", "fp16", "bf16", "bf16-pure", "fp8")
+    ]
+)
+
+
+@pytest.mark.parametrize("case", SAMPLE, ids=lambda case: "-".join(map(str, case.values())))
+def test_no_false_alarm(case: dict[str, Any]) -> None:
+    """A sample in which every pair of values of any two fields occurs."""
+    fields = {k: v for k, v in case.items() if k not in ("model", "optimizer", "precision")}
+    config = with_optimizer(tiny(MODELS[case["model"]], **fields), case["optimizer"])
+    config = replace(config, precision=case["precision"])
+    run_threads(4, lambda world: rank_run(world, config, 2, fill=mild_weights, compared=True), LIMIT)
 
 
 def test_several_damaged_tensors_and_ranks() -> None:

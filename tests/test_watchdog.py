@@ -224,7 +224,7 @@ def test_time_counts_within_one_call_only(tmp_path: Path) -> None:
     for _ in range(3):
         time.sleep(0.05)
         assert dog._waits() == 0, "computing is not waiting"
-    for _ in range(3):
+    for _ in range(6):
         calls.begin(Call("barrier", "dp", (0, 1), 1))
         dog._waits()
         time.sleep(0.05)

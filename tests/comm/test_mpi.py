@@ -45,7 +45,7 @@ def run_over_mpi(config: Config, synchronous_sends: bool = False) -> Outcome | N
 
     from minitrain.comm.mpi import world
 
-    mine = rank_run(checked(world(synchronous_sends)), config, 3)
+    mine = rank_run(checked(world(synchronous_sends)), config, 3, compared=True)
     everyone = MPI.COMM_WORLD.gather(mine)
     if everyone is None:
         return None
