@@ -2,120 +2,31 @@
 
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from minitrain.build import Run, build, load_batch
 from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoint_name, clean, set_aside
-from minitrain.checkpoint.digests import digest_of_array
-from minitrain.checkpoint.manifest import DataSeen, Manifest
-from minitrain.checkpoint.resuming import check_data, check_files, restore, saved_values
+from minitrain.checkpoint.manifest import Manifest
 from minitrain.checkpoint.saving import Saver
-from minitrain.checkpoint.weights import export_weights, initial_values
+from minitrain.checkpoint.weights import export_weights
 from minitrain.comm.agree import together
 from minitrain.comm.checked import checked
-from minitrain.comm.grid import Grid, make_grid
-from minitrain.comm.interface import Comm, World
+from minitrain.comm.interface import World
 from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config
 from minitrain.curvature import curvature_is_due, estimate_curvature
-from minitrain.data.loader import HeldOut, Loader
 from minitrain.data.tokenizer import IdTokenizer
-from minitrain.data.tokens import TokenFile, check_all_ids, open_tokens, split
 from minitrain.errors import CheckpointError, Problem, TryAgainError
 from minitrain.generate import continue_tokens
-from minitrain.observe.memory import MemoryMeter
 from minitrain.observe.recorder import AnyRecorder, StepMetrics
-from minitrain.optim import make_optimizer
-from minitrain.optim.loss_scale import LossScale
-from minitrain.optim.optimizer import Elementwise
 from minitrain.optim.schedule import learning_rate
 from minitrain.parallel.replicas import compare_replicas
-from minitrain.parallel.schedule import SCHEDULES
-from minitrain.parallel.stage import Stage
-from minitrain.parallel.unit import Fill
-from minitrain.parallel.update import Updater
-from minitrain.step import Batch, Trainer, evaluate, require_finite, train_step
+from minitrain.step import evaluate, require_finite, train_step
 from minitrain.stop import StopRequest
 from minitrain.watch.calls import CallLog
 from minitrain.watch.pace import Pace
 from minitrain.watch.watchdog import watchdog
-
-
-class Run(NamedTuple):
-    """What this rank works with."""
-
-    trainer: Trainer
-    loader: Loader
-    heldout: HeldOut | None
-    tokens: TokenFile
-    data: DataSeen
-
-
-def build(config: Config, world: Comm, checkpoint: Manifest | None = None) -> Run:
-    """Everything that a run needs, at its beginning or as the checkpoint `config.run.resume` has it.
-
-    Collective; if any rank cannot build its part, all raise that error.
-    """
-    grid, resume = make_grid(world, config), Path(config.run.resume)
-    tokens = together(world, lambda: _open_data(config, world))
-    data = DataSeen(len(tokens.tokens), digest_of_array(tokens.tokens, world))
-    if checkpoint:
-        if not config.run.accept_new_data:
-            check_data(checkpoint.data, data, tokens.name)
-        together(world, lambda: check_files(resume, checkpoint, world))
-    return together(world, lambda: _build_local(config, grid, tokens, data, checkpoint))
-
-
-def _open_data(config: Config, world: Comm) -> TokenFile:
-    tokens = open_tokens(config.data)
-    check_all_ids(tokens, config.model.vocab, world.rank, world.size)
-    return tokens
-
-
-def _build_local(
-    config: Config, grid: Grid, tokens: TokenFile, seen: DataSeen, checkpoint: Manifest | None
-) -> Run:
-    model, data, train, dp = config.model, config.data, config.train, grid.dp
-    assert train.global_batch is not None
-    training, held_out = split(tokens, data.holdout, model.seq_len)
-    loader = Loader(training, model.seq_len, train.global_batch, train.seed, data.shuffle, model.vocab)
-    limit = train.eval_sequences
-    validation = HeldOut(held_out, model.seq_len, train.micro_batch, dp.rank, dp.size, limit, model.vocab)
-    resume = Path(config.run.resume)
-    trainer = make_trainer(
-        config, grid, saved_values(config, resume) if checkpoint else initial_values(config)
-    )
-    if checkpoint:
-        restore(config, trainer, resume, checkpoint)
-    return Run(trainer, loader, validation if data.holdout else None, tokens, seen)
-
-
-def make_trainer(config: Config, grid: Grid, fill: Fill) -> Trainer:
-    """The stage with its weights, and all that trains it."""
-    optimizer = make_optimizer(config.optim)
-    stage = Stage(config, grid, fill, align=optimizer.align if isinstance(optimizer, Elementwise) else 1)
-    updater = Updater(optimizer, config.optim, grid, config.train.seed)
-    for unit in stage.units:
-        updater.init(unit)
-    return Trainer(
-        stage=stage,
-        grid=grid,
-        schedule=SCHEDULES[config.parallel.schedule],
-        updater=updater,
-        loss_scale=LossScale(config.loss_scale) if stage.precision.scales_loss else None,
-        clip=config.optim.clip,
-        meter=MemoryMeter(),
-    )
-
-
-def load_batch(config: Config, run: Run, step: int) -> Batch:
-    """This rank's micro-batches of the global batch of `step`."""
-    train, seq_len, dp = config.train, config.model.seq_len, run.trainer.grid.dp
-    assert train.global_batch is not None
-    ids_BT, targets_BT = run.loader.batch(step, dp.rank, dp.size)
-    n_rows = train.micro_batch * seq_len
-    return Batch(ids_BT.reshape(-1, n_rows), targets_BT.reshape(-1, n_rows), train.global_batch * seq_len)
 
 
 def train(
@@ -137,9 +48,9 @@ def train(
         begun = checkpoint.step if checkpoint else 0
         together(comm, lambda: recorder.begin(config, begun))
         together(comm, lambda: tidy(config, begun, recorder) if comm.rank == 0 else None)
-        saver = make_saver(config, run, begun)
+        loop = Loop(config, run, recorder, stop or StopRequest(), sent, calls)
         with np.errstate(all="ignore"):  # what is not finite is reported by the step itself
-            _train_all_steps(config, run, sent, calls, recorder, saver, stop or StopRequest(), checkpoint)
+            loop.go(begun, checkpoint.tokens if checkpoint else 0)
         grid = run.trainer.grid
         if config.run.export_hf:
             goes_on = config.run.export_hf is True and config.run.resume != "no"
@@ -148,6 +59,109 @@ def train(
             recorder.sample(_sample(config, run))
         recorder.end()
         comm.barrier()  # nobody leaves, and is watched no more, while another may wait for it
+
+
+class Loop:
+    """The steps of a run, and what happens between two of them. Every rank does all of it together."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        recorder: AnyRecorder,
+        stop: StopRequest,
+        sent: ByteCounter,
+        calls: CallLog,
+    ) -> None:
+        self._config, self._run, self._recorder, self._stop = config, run, recorder, stop
+        self._sent, self._pace = sent, Pace(calls)
+        self._step, self._tokens = 0, 0
+        self._saver: Saver | None = None
+
+    def go(self, begun: int, tokens: int) -> None:
+        """From step `begun` + 1, when `tokens` have been trained on, to the last."""
+        config, steps = self._config, self._config.train.steps
+        self._saver = make_saver(config, self._run, begun)
+        self._step, self._tokens = begun, tokens
+        while self._step < steps:
+            self._step += 1
+            self._recorder.step(self._train_one_step())
+            if self._is_due(config.run.compare_every):
+                self._compare()
+            if self._run.heldout and (self._step == steps or self._is_due(config.train.eval_every)):
+                self._validate()
+            if self._is_due(config.run.save_every):
+                self._save(background=config.run.background)
+            if self._all_are_to_stop() and self._step < steps:
+                self._stop_here()
+        self._save(last=True)
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self._step % every == 0
+
+    def _train_one_step(self) -> StepMetrics:
+        config, trainer, step = self._config, self._run.trainer, self._step
+        start = time.perf_counter()
+        self._sent.take()  # a step's bytes are its own: not those of a validation before it
+        lr, loss_scale = learning_rate(step, config.train.steps, config.optim), trainer.scale
+        with self._pace.step():
+            batch = load_batch(config, self._run, step)
+            if curvature_is_due(config.optim, trainer, step):
+                estimate_curvature(trainer, batch, config.train.seed, step)
+            result = train_step(trainer, batch, lr, step)
+        self._tokens += batch.n_tokens
+        return StepMetrics(
+            step=step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=lr,
+            tokens=self._tokens,
+            seconds=time.perf_counter() - start,
+            loss_scale=loss_scale,
+            skipped=result.skipped,
+            memory_bytes=trainer.meter.bytes(trainer.stage),
+            comm_bytes=self._sent.take(),
+        )
+
+    def _compare(self) -> None:
+        """Whether replicas are still alike, and no rank is much slower than its peers."""
+        trainer = self._run.trainer
+        compare_replicas(trainer.stage, trainer.updater.optimizer, trainer.grid, self._step)
+        self._tell(self._pace.warnings(trainer.grid.world, trainer.grid.pp.rank))
+
+    def _validate(self) -> None:
+        trainer, heldout = self._run.trainer, self._run.heldout
+        assert heldout
+        loss = evaluate(trainer.stage, trainer.grid, heldout, heldout.n_tokens)
+        require_finite({"held-out loss": loss}, self._step)
+        self._recorder.evaluation(self._step, loss)
+
+    def _save(self, background: bool = False, last: bool = False) -> None:
+        if self._saver:
+            self._tell(self._saver.save(self._step, self._tokens, background, last))
+
+    def _all_are_to_stop(self) -> bool:
+        """Whether any rank was told to stop. On the way, on with the checkpoint in the background."""
+        saver, world = self._saver, self._run.trainer.grid.world
+        flags = np.array([self._stop.asked, bool(saver and saver.busy)], np.int64)
+        world.all_reduce(flags, "max")
+        if saver and saver.pending and not flags[1]:
+            self._tell(saver.advance())
+        return bool(flags[0])
+
+    def _stop_here(self) -> None:
+        """Saves, and raises the same error on every rank."""
+        self._save(last=True)
+        where, remedy = "run.keep 0: no checkpoint", "start it again, from the beginning"
+        if self._saver:
+            where = f"checkpoint {self._config.run.dir}/{CHECKPOINTS}/{checkpoint_name(self._step)}"
+            remedy = "start it again with --run.resume auto"
+        what = f"told to stop after step {self._step} of {self._config.train.steps}"
+        raise TryAgainError.everywhere([Problem(what, where, remedy)], TryAgainError.exit_code)
+
+    def _tell(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self._recorder.notice(warning)
 
 
 def tidy(config: Config, begun: int, recorder: AnyRecorder) -> None:
@@ -173,84 +187,6 @@ def make_saver(config: Config, run: Run, begun: int) -> Saver | None:
     directory = Path(config.run.dir) / CHECKPOINTS
     own = Path(config.run.resume).absolute().parent == directory.absolute()
     return Saver(config, run.trainer, directory, run.data, run.tokens.kind, saved=begun if own else 0)
-
-
-def _train_all_steps(
-    config: Config,
-    run: Run,
-    sent: ByteCounter,
-    calls: CallLog,
-    recorder: AnyRecorder,
-    saver: Saver | None,
-    stop: StopRequest,
-    checkpoint: Manifest | None,
-) -> None:
-    trainer, steps, every = run.trainer, config.train.steps, config.train.eval_every
-    begun, n_tokens = (checkpoint.step, checkpoint.tokens) if checkpoint else (0, 0)
-    pace = Pace(calls)
-    for step in range(begun + 1, steps + 1):
-        start = time.perf_counter()
-        sent.take()  # a step's bytes are its own: not those of a validation before it
-        lr = learning_rate(step, steps, config.optim)
-        with pace.step():
-            batch, loss_scale = load_batch(config, run, step), trainer.scale
-            if curvature_is_due(config.optim, trainer, step):
-                estimate_curvature(trainer, batch, config.train.seed, step)
-            result = train_step(trainer, batch, lr, step)
-        n_tokens += batch.n_tokens
-        metrics = StepMetrics(
-            step=step,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            lr=lr,
-            tokens=n_tokens,
-            seconds=time.perf_counter() - start,
-            loss_scale=loss_scale,
-            skipped=result.skipped,
-            memory_bytes=trainer.meter.bytes(trainer.stage),
-            comm_bytes=sent.take(),
-        )
-        recorder.step(metrics)
-        if config.run.compare_every and step % config.run.compare_every == 0:
-            compare_replicas(trainer.stage, trainer.updater.optimizer, trainer.grid, step)
-            _tell(recorder, pace.warnings(trainer.grid.world, trainer.grid.pp.rank))
-        if run.heldout and (step == steps or (every and step % every == 0)):
-            loss = evaluate(trainer.stage, trainer.grid, run.heldout, run.heldout.n_tokens)
-            require_finite({"held-out loss": loss}, step)
-            recorder.evaluation(step, loss)
-        if saver and saver.is_due(step):
-            _tell(recorder, saver.save(step, n_tokens, config.run.background))
-        if _between_steps(trainer.grid.world, saver, stop, recorder) and step < steps:
-            _stop(config, recorder, saver, stop, step, n_tokens)
-    if saver:
-        _tell(recorder, saver.save(steps, n_tokens, last=True))
-
-
-def _between_steps(world: Comm, saver: Saver | None, stop: StopRequest, recorder: AnyRecorder) -> bool:
-    """Whether all ranks stop now; and on with the checkpoint that is written in the background."""
-    flags = np.array([stop.asked, bool(saver and saver.busy)], np.int64)
-    world.all_reduce(flags, "max")
-    if saver and saver.pending and not flags[1]:
-        _tell(recorder, saver.advance())
-    return bool(flags[0])
-
-
-def _stop(
-    config: Config, recorder: AnyRecorder, saver: Saver | None, stop: StopRequest, step: int, n_tokens: int
-) -> None:
-    """Every rank saves and raises the same error."""
-    where, remedy = "run.keep 0", "it begins again from the start"
-    if saver:
-        _tell(recorder, saver.save(step, n_tokens, last=True))
-        where = f"checkpoint {config.run.dir}/{CHECKPOINTS}/{checkpoint_name(step)}"
-        remedy = "start it again with --run.resume auto"
-    what = f"told to stop after step {step} of {config.train.steps}"
-    raise TryAgainError.everywhere([Problem(what, where, remedy)], TryAgainError.exit_code)
-
-
-def _tell(recorder: AnyRecorder, warnings: list[str]) -> None:
-    for warning in warnings:
-        recorder.notice(warning)
 
 
 def _sample(config: Config, run: Run) -> str:

@@ -12,6 +12,7 @@ from layouts import GPT2, LIMIT, LLAMA, LLAMA_TIED, batch_of, mild_weights, tiny
 from pairwise import pairwise
 from safetensors.numpy import load_file
 
+from minitrain.build import make_trainer
 from minitrain.checkpoint.catalogue import checkpoint_name, checkpoints_in
 from minitrain.checkpoint.listing import verify
 from minitrain.checkpoint.manifest import DataSeen, read_manifest
@@ -26,7 +27,6 @@ from minitrain.defaults import OPTIMIZERS
 from minitrain.precision import PRECISIONS
 from minitrain.resolve import fill_optim
 from minitrain.step import train_step
-from minitrain.train import make_trainer
 
 DATA = DataSeen(1, "0" * 32)
 MODELS = {

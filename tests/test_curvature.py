@@ -7,6 +7,7 @@ import pytest
 from layouts import LLAMA, Remembering, batch_of, mild_weights, tiny
 
 from minitrain.arrays.types import Array
+from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.single import SingleComm
 from minitrain.curvature import curvature_is_due, estimate_curvature
@@ -16,7 +17,6 @@ from minitrain.parallel.sums import total_loss
 from minitrain.parallel.unit import Unit
 from minitrain.resolve import resolve
 from minitrain.step import Trainer, backpropagate
-from minitrain.train import make_trainer
 
 SEED, STEP = 3, 11
 

@@ -12,6 +12,7 @@ import pytest
 from layouts import GPT2, LIMIT, LLAMA, LLAMA_TIED, random_weights, tiny
 
 from minitrain.arrays.flat import padded
+from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
@@ -21,7 +22,6 @@ from minitrain.model.spec import ParamSpec, block_specs, embedding_specs, head_s
 from minitrain.observe.memory import MemoryMeter
 from minitrain.precision import PRECISIONS
 from minitrain.resolve import resolve
-from minitrain.train import make_trainer
 
 MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
 

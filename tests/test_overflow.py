@@ -12,6 +12,7 @@ import pytest
 from layouts import LIMIT, LLAMA, batch_of, random_weights, tiny
 
 from minitrain.arrays.types import Array
+from minitrain.build import make_trainer
 from minitrain.comm.grid import Grid, make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import PeerLostError, run_threads
@@ -20,7 +21,6 @@ from minitrain.errors import MinitrainError
 from minitrain.optim.loss_scale import LossScale
 from minitrain.parallel.stage import Stage
 from minitrain.step import train_step
-from minitrain.train import make_trainer
 
 STEPS, BAD = 4, 2
 LAYOUTS = {"zero0": dict(zero=0), "zero1": dict(zero=1), "zero2": dict(zero=2), "zero3": dict(zero=3)}

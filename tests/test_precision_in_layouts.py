@@ -28,13 +28,13 @@ from layouts import (
 from pairwise import pairwise
 
 from minitrain.arrays.types import Array
+from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
 from minitrain.config import Config, LossScaleConfig
 from minitrain.model.spec import model_specs
 from minitrain.step import train_step
-from minitrain.train import make_trainer
 
 MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
 # Half the distance from 1 to the next number: the error of one rounding. Under fp8 that of gradients, E5M2.

@@ -5,13 +5,13 @@ import pytest
 from layouts import LIMIT, LLAMA, batch_of, random_weights, tiny
 
 from minitrain.arrays.types import Array
+from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
 from minitrain.errors import NumericsError
 from minitrain.model.spec import ParamSpec
 from minitrain.step import require_finite, train_step
-from minitrain.train import make_trainer
 
 
 def one_nan(spec: ParamSpec, box: tuple[slice, ...]) -> Array:

@@ -70,10 +70,11 @@ class StoredTensor(NamedTuple):
         try:
             with _opened(self.path, os.O_RDONLY) as file:
                 for block in _blocks(rows, values):
-                    part = np.empty_like(values[block])
+                    part = values[block]  # a view, or a copy if rows are out of order
                     for offset, span in self._spans(rows[block], columns):
                         _read_at(file, offset, part[span])
-                    values[block] = part
+                    if not isinstance(block, slice):
+                        values[block] = part
         except OSError as problem:
             what = f"the file cannot be read ({problem.strerror or problem})"
             raise CheckpointError(what, str(self.path), "copy it again from where it came") from None

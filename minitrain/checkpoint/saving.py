@@ -1,11 +1,12 @@
 """Writing checkpoints while a run goes on, all ranks at once.
 
-Four actions, each started when every rank has finished the one before:
+Five actions, each started when every rank has finished the one before:
 
     create    rank 0: a directory of another name, the files at full size
     write     every rank: its parts of every tensor, then fsync
     digest    every rank: the checksums of its share of the files, read back
     commit    rank 0: the manifest, fsync of the directory, and its right name
+    prune     rank 0: old checkpoints go; whatever becomes of it, the new one is complete
 
 In the background a thread does these, with a copy of what is to be written, and the ranks ask each other
 between steps whether all have finished. No thread communicates.
@@ -22,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 from minitrain.arrays.types import Array
-from minitrain.checkpoint.catalogue import MANIFEST, checkpoint_name, keep_newest
+from minitrain.checkpoint.catalogue import LATEST, MANIFEST, checkpoint_name, keep_newest
 from minitrain.checkpoint.digests import digest_own_chunks, to_hex
 from minitrain.checkpoint.huggingface import HFWriter, create_hf
 from minitrain.checkpoint.manifest import (
@@ -68,12 +69,8 @@ class Saver:
         """`saved`: the step of the checkpoint that the run goes on from, if there is one."""
         self._config, self._trainer, self._world = config, trainer, trainer.grid.world
         self._directory, self._data, self._tokenizer = directory, data, tokenizer
-        self._saved, self._failures = saved, 0
+        self._saved, self._complete, self._failures = saved, saved, 0
         self._pending: _Pending | None = None
-
-    def is_due(self, step: int) -> bool:
-        every = self._config.run.save_every
-        return bool(every) and step % every == 0
 
     @property
     def pending(self) -> bool:
@@ -130,16 +127,20 @@ class Saver:
     def _failed(self, error: MinitrainError, last: bool) -> list[str]:
         """All ranks come here with the same error."""
         assert self._pending
-        step, self._pending, self._saved = self._pending.step, None, 0
-        self._failures += 1
+        step, self._pending = self._pending.step, None
+        if step == self._complete:
+            self._failures = 0
+            return [f"warning: {error.problems[0]}"]
+        self._saved, self._failures = 0, self._failures + 1
         if self._world.rank == 0:
             shutil.rmtree(partial_of(self._directory / checkpoint_name(step)), ignore_errors=True)
         if last or self._failures == MOST_FAILURES:
+            self._world.barrier()  # it is removed before anybody leaves
             raise error
         return [f"warning: no checkpoint of step {step}: {error.problems[0]}"]
 
     def _actions(self, step: int, tokens: int, background: bool) -> Iterator[Action]:
-        """The four actions; the ranks' checksums are put together between the last two."""
+        """The five actions; the ranks' checksums are put together before the manifest is written."""
         snapshot = Snapshot.of(self._trainer.stage, copied=background)
         manifest = self._manifest(step, tokens)
         directory = self._directory / checkpoint_name(step)
@@ -150,7 +151,9 @@ class Saver:
         yield lambda: words.update(_digests(partial, self._world))
         for name in words:
             self._world.all_reduce(words[name])
-        yield lambda: _commit(partial, directory, manifest, words, self._config.run.keep) if rank_0 else None
+        yield lambda: _commit(partial, directory, manifest, words) if rank_0 else None
+        self._complete = step
+        yield lambda: _prune(self._directory, self._config.run.keep) if rank_0 else None
 
     def _manifest(self, step: int, tokens: int) -> Manifest:
         """All but its files."""
@@ -237,13 +240,20 @@ def _digests(partial: Path, comm: Comm) -> dict[str, Array]:
         }
 
 
-def _commit(partial: Path, directory: Path, manifest: Manifest, words: dict[str, Array], keep: int) -> None:
+def _commit(partial: Path, directory: Path, manifest: Manifest, words: dict[str, Array]) -> None:
     with _writing(partial):
         sizes = {name: (partial / name).stat().st_size for name in FILES}
         files = {name: StoredFile(sizes[name], to_hex(words[name])) for name in FILES}
         write_text(partial / MANIFEST, to_text(replace(manifest, files=files)))
         rename(partial, directory)
-        keep_newest(directory.parent, keep)
+
+
+def _prune(directory: Path, keep: int) -> None:
+    try:
+        keep_newest(directory, keep)
+    except OSError as problem:
+        what = f"an old checkpoint cannot be removed, or {LATEST} not be written ({problem.strerror or problem})"
+        raise CheckpointError(what, str(directory), "free space there, or check its permissions") from None
 
 
 def _software() -> dict[str, str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from minitrain.arrays.heap import keep_freed_memory
 from minitrain.arrays.types import Array
+from minitrain.build import build, load_batch
 from minitrain.comm.single import SingleComm
 from minitrain.config import Config, DataConfig, LossScaleConfig, OptimConfig, RunConfig, TrainConfig
 from minitrain.model.spec import model_specs
@@ -41,7 +42,7 @@ from minitrain.study.figures import (
     write,
 )
 from minitrain.study.tables import table
-from minitrain.train import build, load_batch, train
+from minitrain.train import train
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

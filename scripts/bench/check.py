@@ -17,6 +17,7 @@ import numpy as np
 from problem import BATCH, LEARNING_RATE, OPTIM, PROBLEMS, batches, weights
 
 from minitrain.arrays.heap import keep_freed_memory
+from minitrain.build import make_trainer
 from minitrain.comm.checked import checked
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm, World
@@ -26,7 +27,6 @@ from minitrain.launch import join, launched
 from minitrain.parallel.replicas import compare_replicas
 from minitrain.resolve import resolve
 from minitrain.step import Batch, Trainer, train_step
-from minitrain.train import make_trainer
 from minitrain.watch.calls import CallLog
 
 WAYS: dict[str, Callable[[World], Comm]] = {

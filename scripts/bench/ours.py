@@ -7,12 +7,12 @@ import numpy as np
 from problem import BATCH, LEARNING_RATE, OPTIM, PROBLEMS, batches, weights
 
 from minitrain.arrays.heap import keep_freed_memory
+from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config, ParallelConfig, TrainConfig
 from minitrain.launch import join, launched
 from minitrain.step import Batch, train_step
-from minitrain.train import make_trainer
 
 
 def make_step(name: str) -> Callable[[int], float]:

@@ -6,7 +6,6 @@ from minitrain.config import ModelConfig
 from minitrain.model.spec import model_specs
 
 
-
 def part(stored: np.ndarray, located: Located) -> np.ndarray:
     """A view or copy of that part of a stored tensor, in our orientation."""
     matrix = stored.reshape(len(stored), -1)

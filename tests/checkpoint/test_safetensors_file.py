@@ -50,7 +50,7 @@ def test_we_read_what_the_library_writes(tmp_path: Path) -> None:
         assert ours[name].dtype == value.dtype and np.array_equal(whole(ours[name]), value)
 
 
-@pytest.mark.parametrize("n_rows, n_columns", [(7, 5), (1, 9), (9, 1), (3000, 90)])  # the last: several blocks
+@pytest.mark.parametrize("n_rows, n_columns", [(7, 5), (1, 9), (9, 1), (3000, 90)])  # one or more blocks
 def test_parts_in_any_order(n_rows: int, n_columns: int, tmp_path: Path) -> None:
     """Rows and columns of a tensor, read and written, are those of an array in memory."""
     path, rng = tmp_path / "x.safetensors", np.random.default_rng(0)

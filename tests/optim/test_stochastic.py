@@ -9,6 +9,7 @@ import pytest
 from layouts import GPT2, LIMIT, LLAMA_TIED, Part, assemble, mild_weights, tiny, weight_parts
 
 from minitrain.arrays.types import Array
+from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
@@ -16,7 +17,6 @@ from minitrain.config import Config
 from minitrain.data.philox import normal
 from minitrain.optim.stochastic import round_up_or_down, stochastic_rounding
 from minitrain.resolve import resolve
-from minitrain.train import make_trainer
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from layouts import GPT2, LLAMA, mild_weights, tiny
 
+from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.single import SingleComm
 from minitrain.config import ModelConfig, OptimConfig
-from minitrain.train import make_trainer
 
 LR, DECAY = 0.1, 0.5
 RATES = {"matrix": 1.0, "vector": 2.0, "embedding": 3.0, "head": 4.0}

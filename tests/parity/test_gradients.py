@@ -20,12 +20,12 @@ from parity.reference import (
 )
 
 from minitrain.arrays.types import Array
+from minitrain.build import make_trainer
 from minitrain.checkpoint.weights import initial_values
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
 from minitrain.step import Batch, train_step
-from minitrain.train import make_trainer
 
 TOLERANCE = 1e-10
 SEQ_LEN = 8  # below the models' own 12

@@ -1,0 +1,100 @@
+"""Everything that a run works with, made from its configuration: data, stage, optimizer, schedule."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from minitrain.checkpoint.digests import digest_of_array
+from minitrain.checkpoint.manifest import DataSeen, Manifest
+from minitrain.checkpoint.resuming import check_data, check_files, restore, saved_values
+from minitrain.checkpoint.weights import initial_values
+from minitrain.comm.agree import together
+from minitrain.comm.grid import Grid, make_grid
+from minitrain.comm.interface import Comm
+from minitrain.config import Config
+from minitrain.data.loader import HeldOut, Loader
+from minitrain.data.tokens import TokenFile, check_all_ids, open_tokens, split
+from minitrain.observe.memory import MemoryMeter
+from minitrain.optim import make_optimizer
+from minitrain.optim.loss_scale import LossScale
+from minitrain.optim.optimizer import Elementwise
+from minitrain.parallel.schedule import SCHEDULES
+from minitrain.parallel.stage import Stage
+from minitrain.parallel.unit import Fill
+from minitrain.parallel.update import Updater
+from minitrain.step import Batch, Trainer
+
+
+class Run(NamedTuple):
+    """What this rank works with."""
+
+    trainer: Trainer
+    loader: Loader
+    heldout: HeldOut | None
+    tokens: TokenFile
+    data: DataSeen
+
+
+def build(config: Config, world: Comm, checkpoint: Manifest | None = None) -> Run:
+    """Everything that a run needs, at its beginning or as the checkpoint `config.run.resume` has it.
+
+    Collective; if any rank cannot build its part, all raise that error.
+    """
+    grid, resume = make_grid(world, config), Path(config.run.resume)
+    tokens = together(world, lambda: _open_data(config, world))
+    data = DataSeen(len(tokens.tokens), digest_of_array(tokens.tokens, world))
+    if checkpoint:
+        if not config.run.accept_new_data:
+            check_data(checkpoint.data, data, tokens.name)
+        together(world, lambda: check_files(resume, checkpoint, world))
+    return together(world, lambda: _build_local(config, grid, tokens, data, checkpoint))
+
+
+def _open_data(config: Config, world: Comm) -> TokenFile:
+    tokens = open_tokens(config.data)
+    check_all_ids(tokens, config.model.vocab, world.rank, world.size)
+    return tokens
+
+
+def _build_local(
+    config: Config, grid: Grid, tokens: TokenFile, seen: DataSeen, checkpoint: Manifest | None
+) -> Run:
+    model, data, train, dp = config.model, config.data, config.train, grid.dp
+    assert train.global_batch is not None
+    training, held_out = split(tokens, data.holdout, model.seq_len)
+    loader = Loader(training, model.seq_len, train.global_batch, train.seed, data.shuffle, model.vocab)
+    limit = train.eval_sequences
+    validation = HeldOut(held_out, model.seq_len, train.micro_batch, dp.rank, dp.size, limit, model.vocab)
+    resume = Path(config.run.resume)
+    trainer = make_trainer(
+        config, grid, saved_values(config, resume) if checkpoint else initial_values(config)
+    )
+    if checkpoint:
+        restore(config, trainer, resume, checkpoint)
+    return Run(trainer, loader, validation if data.holdout else None, tokens, seen)
+
+
+def make_trainer(config: Config, grid: Grid, fill: Fill) -> Trainer:
+    """The stage with its weights, and all that trains it."""
+    optimizer = make_optimizer(config.optim)
+    stage = Stage(config, grid, fill, align=optimizer.align if isinstance(optimizer, Elementwise) else 1)
+    updater = Updater(optimizer, config.optim, grid, config.train.seed)
+    for unit in stage.units:
+        updater.init(unit)
+    return Trainer(
+        stage=stage,
+        grid=grid,
+        schedule=SCHEDULES[config.parallel.schedule],
+        updater=updater,
+        loss_scale=LossScale(config.loss_scale) if stage.precision.scales_loss else None,
+        clip=config.optim.clip,
+        meter=MemoryMeter(),
+    )
+
+
+def load_batch(config: Config, run: Run, step: int) -> Batch:
+    """This rank's micro-batches of the global batch of `step`."""
+    train, seq_len, dp = config.train, config.model.seq_len, run.trainer.grid.dp
+    assert train.global_batch is not None
+    ids_BT, targets_BT = run.loader.batch(step, dp.rank, dp.size)
+    n_rows = train.micro_batch * seq_len
+    return Batch(ids_BT.reshape(-1, n_rows), targets_BT.reshape(-1, n_rows), train.global_batch * seq_len)
