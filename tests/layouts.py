@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.build import make_trainer
 from minitrain.comm.grid import Grid, make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
@@ -22,7 +23,6 @@ from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Fill, Unit
 from minitrain.parallel.update import Updater
 from minitrain.step import Batch, Trainer, train_step
-from minitrain.train import make_trainer
 
 LIMIT = 120.0  # seconds a rank waits for another before a test calls it a deadlock
 

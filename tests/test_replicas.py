@@ -22,6 +22,7 @@ from layouts import (
 from pairwise import pairwise
 
 from minitrain.arrays.types import Array
+from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
@@ -31,7 +32,6 @@ from minitrain.optim.quantised import Quantised
 from minitrain.parallel.replicas import compare_replicas
 from minitrain.parallel.unit import Unit
 from minitrain.step import Trainer, train_step
-from minitrain.train import make_trainer
 
 Where = Callable[[Trainer], Array]
 
