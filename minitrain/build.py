@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from minitrain.checkpoint.digests import digest_of_array
 from minitrain.checkpoint.manifest import DataSeen, Manifest
-from minitrain.checkpoint.resuming import check_data, check_files, restore, saved_values
+from minitrain.checkpoint.resuming import check_data, check_files, check_if_checkpoint, restore, saved_values
 from minitrain.checkpoint.weights import initial_values
 from minitrain.comm.agree import together
 from minitrain.comm.grid import Grid, make_grid
@@ -44,8 +44,11 @@ def build(config: Config, world: Comm, checkpoint: Manifest | None = None) -> Ru
     data = DataSeen(len(tokens.tokens), digest_of_array(tokens.tokens, world))
     if checkpoint:
         if not config.run.accept_new_data:
-            check_data(checkpoint.data, data, tokens.name)
+            together(world, lambda: check_data(checkpoint.data, data, tokens.name))
         together(world, lambda: check_files(resume, checkpoint, world))
+    elif config.run.init_from:
+        source = Path(config.run.init_from)
+        together(world, lambda: check_if_checkpoint(source, world))
     return together(world, lambda: _build_local(config, grid, tokens, data, checkpoint))
 
 

@@ -97,8 +97,10 @@ def _generate(job: Job, world: World) -> None:
 
 def _convert(job: Job, world: World) -> None:
     from minitrain.checkpoint.huggingface import convert
+    from minitrain.checkpoint.resuming import check_if_checkpoint
 
     assert job.rest is not None
+    check_if_checkpoint(Path(job.rest["source"]), world)
     for notice in convert(job.rest["source"], job.rest["destination"]):
         say(notice)
     say(f"wrote {job.rest['destination']}")

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoints_in
 from minitrain.checkpoint.hf_config import read_hf_model_config
 from minitrain.checkpoint.hf_tokenizer import read_tokenizer
+from minitrain.checkpoint.resuming import check_if_checkpoint
 from minitrain.checkpoint.weights import EXPORT, initial_values
 from minitrain.comm.grid import Grid, make_grid
 from minitrain.comm.single import SingleComm
@@ -24,13 +26,12 @@ from minitrain.parallel.stage import Stage
 
 
 def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float, seed: int) -> str:
-    """`prompt` and its continuation by the model in a Hugging Face directory, or in that of a run, in fp32.
+    """`prompt` and its continuation by the model of a Hugging Face directory, a checkpoint, or a run; in fp32.
 
     Where the directory has no tokenizer, prompt and result are ids. Raises CheckpointError.
     """
-    weights = Path(directory) / EXPORT
-    if weights.is_dir() and not (Path(directory) / "config.json").exists():  # it is a run directory
-        directory = str(weights)
+    directory = _weights_of(directory)
+    check_if_checkpoint(Path(directory), SingleComm())
     model, _ = read_hf_model_config(directory)
     config = Config(
         model=model, parallel=ParallelConfig(dp=1, tp=1, pp=1, shard=1), run=RunConfig(init_from=directory)
@@ -40,6 +41,17 @@ def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float
     grid = make_grid(SingleComm(), config)
     stage = Stage(config, grid, initial_values(config))
     return tokenizer.decode(continue_tokens(stage, grid, ids, n_tokens, temperature, seed))
+
+
+def _weights_of(directory: str) -> str:
+    """Of a run directory: the weights it ended with, or else its newest checkpoint."""
+    run = Path(directory)
+    if (run / "config.json").exists():
+        return directory
+    if (run / EXPORT).is_dir():
+        return str(run / EXPORT)
+    checkpoints = checkpoints_in(run / CHECKPOINTS)
+    return str(checkpoints[-1]) if checkpoints else directory
 
 
 @np.errstate(all="ignore")  # what is not finite is reported once, by _draw

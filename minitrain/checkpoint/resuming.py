@@ -1,14 +1,15 @@
 """Going on from a checkpoint, in any layout: each rank reads its parts of every tensor and nothing else."""
 
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
 
 from minitrain.arrays.narrow import compute_type
-from minitrain.checkpoint.catalogue import remedy_for
+from minitrain.checkpoint.catalogue import MANIFEST, remedy_for
 from minitrain.checkpoint.digests import CHUNK, digest_own_chunks, first_difference
 from minitrain.checkpoint.huggingface import HFReader
-from minitrain.checkpoint.manifest import STATE, DataSeen, Manifest
+from minitrain.checkpoint.manifest import STATE, DataSeen, Manifest, read_manifest
 from minitrain.checkpoint.safetensors_file import FLOATS, StoredTensor, open_tensors
 from minitrain.checkpoint.state import read_state, state_tensors
 from minitrain.comm.interface import Comm
@@ -38,6 +39,12 @@ def check_files(directory: Path, manifest: Manifest, comm: Comm) -> None:
         if chunk is not None:
             what = f"bytes {chunk * CHUNK} to {min((chunk + 1) * CHUNK, file.bytes)} have changed"
             raise CheckpointError(what, str(path), remedy_for(directory))
+
+
+def check_if_checkpoint(directory: Path, comm: Comm) -> None:
+    """Weights may come from any Hugging Face directory; those of a checkpoint must have its checksums."""
+    if os.path.lexists(directory / MANIFEST):
+        check_files(directory, read_manifest(directory), comm)
 
 
 def saved_values(config: Config, directory: Path) -> Fill:

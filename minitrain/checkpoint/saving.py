@@ -252,7 +252,9 @@ def _prune(directory: Path, keep: int) -> None:
     try:
         keep_newest(directory, keep)
     except OSError as problem:
-        what = f"an old checkpoint cannot be removed, or {LATEST} not be written ({problem.strerror or problem})"
+        what = (
+            f"an old checkpoint cannot be removed, or {LATEST} not be written ({problem.strerror or problem})"
+        )
         raise CheckpointError(what, str(directory), "free space there, or check its permissions") from None
 
 
