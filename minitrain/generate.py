@@ -26,7 +26,7 @@ from minitrain.parallel.stage import Stage
 
 
 def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float, seed: int) -> str:
-    """`prompt` and its continuation by the model of a Hugging Face directory, a checkpoint, or a run; in fp32.
+    """`prompt` and its continuation by the model of a Hugging Face directory, checkpoint, or run; in fp32.
 
     Where the directory has no tokenizer, prompt and result are ids. Raises CheckpointError.
     """
