@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from minitrain.checkpoint.catalogue import CHECKPOINTS, find_checkpoint
 from minitrain.checkpoint.manifest import Manifest, read_manifest
 from minitrain.config import Config
+from minitrain.config_text import repeatable
 from minitrain.errors import CheckpointError, Problem
 from minitrain.fields import field_value, known_fields
 from minitrain.observe.run_directory import METRICS
@@ -65,7 +66,7 @@ def continued(settings: Settings, start: Start, n_processes: int) -> Settings:
 
 def changes(config: Config, start: Start) -> list[str]:
     """For the banner: where the run goes on from, and what is not as it was."""
-    saved, step = start.manifest.config, start.manifest.step
+    saved, step, config = start.manifest.config, start.manifest.step, repeatable(config)
     notices = [f"goes on from step {step}: {start.directory}"]
     for name in known_fields():
         was, now = field_value(saved, name), field_value(config, name)

@@ -6,9 +6,20 @@ WHAT is a happening and, but for `begin`, the place in the step where it happens
     segfault    SIGSEGV to itself              forward     in the forward of the second micro-batch
     exit        os._exit(1)                    collective  in the first collective, the others being in it
     raise       an exception nobody foresaw    message     after the first receive, before the first send
-    memory      MemoryError
-    sleep       for ever
-    stop        SIGSTOP to itself
+    memory      an array too large for any machine
+    sleep       for ever                       or where it writes the first checkpoint after the step
+    stop        SIGSTOP to itself              (ranks that are processes only), before it
+    term        SIGTERM to itself
+    launcher    SIGUSR1 to the launcher        create      makes the second file
+    others      SIGTERM to all other ranks     write       writes what is not weights
+                again and again, for ever      flush       flushes the first file
+    full        an OSError: no space           digest      reads the first file back
+    limit       no file beyond 20 kB           manifest    writes the manifest
+                                               rename      gives the directory its name
+    shrink      text.txt loses its end         latest      says which is the newest
+    log         run/metrics.jsonl is removed   prune       removes an old one, which is `.deleting` by now
+    remove      run/checkpoints is removed
+    second      the same job once more
 
 or what this rank does otherwise than all others:
 
@@ -23,19 +34,26 @@ or what this rank does otherwise than all others:
 Ranks are processes of mpirun, or threads (`--collectives threads`).
 """
 
+import errno
 import os
+import resource
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # as minitrain/__main__.py does, before NumPy is imported
 
+import launch
 import numpy as np
 
+import minitrain.checkpoint.catalogue as catalogue
+import minitrain.checkpoint.saving as saving
 import minitrain.train
 import minitrain.watch.software
 from minitrain.comm.traced import TracedComm
@@ -48,8 +66,33 @@ def raise_unforeseen() -> None:
     raise RuntimeError("a planted fault")
 
 
-def run_out_of_memory() -> None:
-    raise MemoryError("a planted fault")
+def tell_launcher() -> None:
+    """Returns when the launcher has passed the signal on."""
+    arrived = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: arrived.set())
+    os.kill(os.getppid(), signal.SIGUSR1)
+    while not arrived.is_set():
+        time.sleep(0.01)
+
+
+def end_others() -> None:
+    """They wait for this rank meanwhile."""
+    children = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children")
+    while True:
+        for pid in {int(pid) for pid in children.read_text().split()} - {os.getpid()}:
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.3)
+
+
+def find_no_space() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def start_the_same_job() -> None:
+    """On as many ranks; what became of it is printed."""
+    ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+    done = launch.run_minitrain(*sys.argv[1:], ranks=ranks, timeout=60)
+    print(f"the second job: {done.returncode} {done.stderr.splitlines()[0]}", flush=True)
 
 
 HAPPENINGS: dict[str, Callable[[], object]] = {
@@ -57,14 +100,26 @@ HAPPENINGS: dict[str, Callable[[], object]] = {
     "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "exit": lambda: os._exit(1),
     "raise": raise_unforeseen,
-    "memory": run_out_of_memory,
+    "memory": lambda: np.ones(1 << 50),
     "sleep": lambda: time.sleep(1e6),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "launcher": tell_launcher,
+    "others": end_others,
+    "full": find_no_space,
+    "limit": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    "shrink": lambda: os.truncate("text.txt", 4096),
+    "log": lambda: os.remove("run/metrics.jsonl"),
+    "remove": lambda: shutil.rmtree("run/checkpoints"),
+    "second": start_the_same_job,
 }
 
 
 def before_step(happen: Callable[[], object]) -> Fault:
-    return lambda trainer: happen() and None
+    def fault(trainer: Trainer) -> None:
+        happen()
+
+    return fault
 
 
 def in_forward(happen: Callable[[], object]) -> Fault:
@@ -100,6 +155,37 @@ PLACES: dict[str, Callable[[Callable[[], object]], Fault]] = {
     "collective": in_collective,
     "message": between_messages,
 }
+
+
+SAVING: dict[str, tuple[Any, str]] = {  # the function that is about to be called, where it is looked up
+    "create": (saving, "create"),
+    "write": (saving, "write_state"),
+    "flush": (saving, "flush"),
+    "digest": (saving, "digest_own_chunks"),
+    "manifest": (saving, "write_text"),
+    "rename": (saving, "rename"),
+    "latest": (catalogue, "write_text"),
+    "prune": (catalogue, "shutil"),
+}
+
+
+class BeforeRemoval(NamedTuple):
+    """Stands for the module `shutil`."""
+
+    rmtree: Callable[..., Any]
+
+
+def in_saving(place: str, happen: Callable[[], object]) -> Fault:
+    module, name = SAVING[place]
+    original = getattr(module, name)
+    function = original.rmtree if place == "prune" else original
+
+    def faulty(*arguments: Any) -> Any:
+        setattr(module, name, original)
+        happen()
+        return function(*arguments)
+
+    return lambda trainer: setattr(module, name, BeforeRemoval(faulty) if place == "prune" else faulty)
 
 
 def once(verb: str, faulty: Callable[..., Any]) -> None:
@@ -172,7 +258,9 @@ def plant(what: str, rank: int, step: int) -> None:
         return
     happening, _, place = what.partition("@")
     before, after = BEFORE.get(what), AFTER.get(what)
-    if happening in HAPPENINGS:
+    if place in SAVING:
+        after = in_saving(place, HAPPENINGS[happening])
+    elif happening in HAPPENINGS:
         before = PLACES[place or "begin"](HAPPENINGS[happening])
     assert before or after, f"what is {what}?"
     train_step = minitrain.train.train_step

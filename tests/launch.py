@@ -17,6 +17,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HANG_LIMIT = 300.0  # seconds; a limit for what hangs, not a statement about speed
+LAST_BREATH = 3.0  # seconds in which processes may end whose leader has
 
 _FOREIGN = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYDRA_", "SLURM_", "CI", "BUILD_NUMBER")  # prefixes
 _ADDED = {
@@ -33,6 +34,12 @@ _ADDED = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+
+
+class Done(subprocess.CompletedProcess[str]):
+    """What became of a command. `orphans`: processes of its session that did not end with it."""
+
+    orphans: tuple[int, ...] = ()
 
 
 class HangError(AssertionError):
@@ -80,7 +87,7 @@ def run(
     cwd: Path | None = None,
     timeout: float = HANG_LIMIT,
     env: Mapping[str, str] | None = None,
-) -> subprocess.CompletedProcess[str]:
+) -> Done:
     """Run `command` in a session of its own, and end whatever is left of it. Raises `HangError` at the limit.
 
     Output goes to files, since a pipe would stay open for as long as an orphan holds it.
@@ -103,13 +110,15 @@ def run(
         except subprocess.TimeoutExpired:
             hung = True
         finally:
-            _end_session(process)
+            orphans = _end_session(process)
         stdout, stderr = _text(out), _text(err)
     if hung:
         raise HangError(
             f"still running after {timeout:g} s: {' '.join(command)}\n{(stdout + stderr)[-6000:]}"
         )
-    return subprocess.CompletedProcess(list(command), process.returncode, stdout, stderr)
+    done = Done(list(command), process.returncode, stdout, stderr)
+    done.orphans = orphans
+    return done
 
 
 def _text(file: "tempfile._TemporaryFileWrapper[bytes]") -> str:
@@ -117,8 +126,8 @@ def _text(file: "tempfile._TemporaryFileWrapper[bytes]") -> str:
     return file.read().replace(b"\0", b"").decode(errors="replace").replace("\r\n", "\n")
 
 
-def _end_session(leader: "subprocess.Popen[bytes]") -> None:
-    """Ask the leader to end, then kill every process of its session.
+def _end_session(leader: "subprocess.Popen[bytes]") -> tuple[int, ...]:
+    """Ask the leader to end, then kill every process of its session that does not; these are returned.
 
     In this order: mpirun, told to end, ends its ranks; killed, it leaves them behind. Ranks have process
     groups of their own, but share mpirun's session.
@@ -130,12 +139,16 @@ def _end_session(leader: "subprocess.Popen[bytes]") -> None:
         except subprocess.TimeoutExpired:
             leader.kill()
             leader.wait()
+    deadline = time.monotonic() + LAST_BREATH
+    while (orphans := tuple(_session_members(leader.pid))) and time.monotonic() < deadline:
+        time.sleep(0.01)
     deadline = time.monotonic() + 5
     while (left := _session_members(leader.pid)) and time.monotonic() < deadline:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+    return orphans
 
 
 def _session_members(session: int) -> list[int]:

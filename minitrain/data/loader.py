@@ -11,13 +11,16 @@ import numpy as np
 
 from minitrain.arrays.types import Array
 from minitrain.data.order import sequence_indices
-from minitrain.data.tokens import TokenFile, check_ids
+from minitrain.data.tokens import TokenFile, check_ids, check_length
 
 PADDING = -1  # a target that no loss counts
 
 
 def read_sequences(file: TokenFile, index_B: Array, seq_len: int, vocab: int) -> tuple[Array, Array]:
-    """(ids_BT, targets_BT), int64, of sequences `index_B`. Raises DataError for an id not below `vocab`."""
+    """(ids_BT, targets_BT), int64, of sequences `index_B`. Raises DataError for an id not below `vocab`, and
+    for a file that has become shorter.
+    """
+    check_length(file)
     start_B1 = index_B[:, None] * seq_len
     window = file.tokens[start_B1 + np.arange(seq_len + 1)]  # [B, T + 1]
     check_ids(file, window, start_B1, vocab)

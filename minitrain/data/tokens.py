@@ -5,6 +5,7 @@ Everything that can be wrong with a file is found here, with its place in it.
 
 import codecs
 import math
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -31,12 +32,14 @@ class TokenFile(NamedTuple):
     tokenizer  None where the ids came without one: samples are then ids
     name       the file or corpus, for messages
     start      place of tokens[0] in the whole, for messages
+    mapped     what `tokens` is a view of; None where they are in memory
     """
 
     tokens: Array
     tokenizer: ByteTokenizer | None
     name: str
     start: int = 0
+    mapped: mmap.mmap | None = None
 
     @property
     def kind(self) -> str:
@@ -52,7 +55,8 @@ def open_tokens(data: DataConfig) -> TokenFile:
     elif Path(data.path).suffix == ".bin":
         return _open_bin(data.path)
     else:
-        file = TokenFile(_map(data.path, np.uint8, 0), ByteTokenizer(), data.path)
+        mapped = _map(data.path)
+        file = TokenFile(np.frombuffer(mapped, np.uint8), ByteTokenizer(), data.path, mapped=mapped)
         _check_utf8(file)
     return file
 
@@ -97,6 +101,18 @@ def check_all_ids(file: TokenFile, vocab: int, part: int = 0, parts: int = 1) ->
         check_ids(file, file.tokens[start : min(start + CHUNK, stop)], start, vocab)
 
 
+def check_length(file: TokenFile) -> None:
+    """Raise DataError if the file has become shorter since it was opened.
+
+    To read what is gone from a mapping is not an error but a signal, SIGBUS. Asked before every read, which
+    costs a microsecond, only a file that is cut off within that moment is not noticed.
+    """
+    if file.mapped is not None and file.mapped.size() < len(file.mapped):
+        what = f"the file has {file.mapped.size()} bytes, but had {len(file.mapped)} when the run began"
+        remedy = "put back what was there, and go on with --run.resume auto"
+        raise DataError(what, file.name, remedy)
+
+
 def check_ids(file: TokenFile, ids: Array, start: int | Array, vocab: int) -> None:
     """Raise DataError for an id not below `vocab`. `ids` [..., m] start at token `start` [..., 1]."""
     if ids.size == 0 or ids.max() < vocab:
@@ -131,7 +147,8 @@ def _check_utf8(file: TokenFile) -> None:
 
 def _open_bin(path: str) -> TokenFile:
     """An llm.c token file: uint16 ids, little-endian, behind a header that says how many there are."""
-    raw = _map(path, np.uint8, 0)
+    mapped = _map(path)
+    raw = np.frombuffer(mapped, np.uint8)
     if len(raw) < BIN_HEADER:
         raise DataError(
             f"the file has {len(raw)} bytes, but its header alone needs {BIN_HEADER}", path, BIN_REMEDY
@@ -147,11 +164,11 @@ def _open_bin(path: str) -> TokenFile:
         raise DataError(
             what if count > 0 else f"the header promises {count} tokens", f"{path}, byte 8", BIN_REMEDY
         )
-    return TokenFile(_map(path, np.dtype("<u2"), BIN_HEADER), None, path)
+    return TokenFile(raw[BIN_HEADER:].view("<u2"), None, path, mapped=mapped)
 
 
-def _map(path: str, dtype: type[np.uint8] | np.dtype[np.uint16], offset: int) -> Array:
-    """The file from byte `offset` on as a read-only 1-D array that lives on disk."""
+def _map(path: str) -> mmap.mmap:
+    """The bytes of the file, which stay on disk. Read-only."""
     remedy = "give a UTF-8 text file or an llm.c .bin file in data.path"
     try:
         status = os.stat(path)
@@ -160,7 +177,8 @@ def _map(path: str, dtype: type[np.uint8] | np.dtype[np.uint16], offset: int) ->
             raise DataError(f"data.path is {kind}", path, remedy)
         if status.st_size == 0:
             raise DataError("the file is empty", path, remedy)
-        return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset))
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise DataError("data.path is not there", path, remedy) from None
     except (OSError, ValueError) as problem:  # ValueError: a name with a NUL character

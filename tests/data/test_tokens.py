@@ -6,6 +6,7 @@ import pytest
 
 from minitrain.config import DataConfig
 from minitrain.data import tokens
+from minitrain.data.loader import read_sequences
 from minitrain.data.tokens import TokenFile, check_all_ids, check_ids, open_tokens, split
 from minitrain.errors import DataError
 
@@ -20,6 +21,16 @@ def in_memory(n: int) -> TokenFile:
     return TokenFile(np.arange(n, dtype=np.uint16), None, "memory")
 
 
+def is_mapped(file: TokenFile) -> bool:
+    """Whether the tokens lie in the mapping, at the end of it."""
+    assert file.mapped is not None
+    whole = np.frombuffer(file.mapped, np.uint8)
+    return (
+        bool(np.shares_memory(whole, file.tokens))
+        and file.tokens.tobytes() == whole[-file.tokens.nbytes :].tobytes()
+    )
+
+
 def test_built_in_corpus() -> None:
     file = open_tokens(DataConfig())
     assert file.name == "kjv" and file.tokenizer is not None and file.tokens.dtype == np.uint8
@@ -31,7 +42,7 @@ def test_text_file_is_mapped(tmp_path: Path) -> None:
     path.write_text("Grüße, 世界\n", encoding="utf-8")
     file = open_tokens(DataConfig(path=str(path)))
     assert file.tokenizer is not None and file.tokenizer.decode(file.tokens) == "Grüße, 世界\n"
-    assert isinstance(file.tokens.base, np.memmap) and not file.tokens.flags.writeable
+    assert is_mapped(file) and not file.tokens.flags.writeable
 
 
 def test_bin_file_is_mapped(tmp_path: Path) -> None:
@@ -43,7 +54,7 @@ def test_bin_file_is_mapped(tmp_path: Path) -> None:
         and file.tokens.tolist() == [1, 50256, 65535]
         and file.tokens.dtype == np.uint16
     )
-    assert isinstance(file.tokens.base, np.memmap)
+    assert is_mapped(file)
 
 
 BAD_FILES = {  # name: (file name, content, what the message says)
@@ -89,7 +100,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:  # a superuser, as in containers, is refused nothing
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(np, "memmap", refuse)
+    monkeypatch.setattr(tokens.mmap, "mmap", refuse)
     with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); .*a.txt"):
         open_tokens(DataConfig(path=str(path)))
 
@@ -105,6 +116,26 @@ def test_utf8_across_chunks(chunk: int, tmp_path: Path, monkeypatch: pytest.Monk
         path.write_bytes(good + wrong + b"z" + good)
         with pytest.raises(DataError, match=f"byte {len(good)} of"):
             open_tokens(DataConfig(path=str(path)))
+
+
+def test_a_file_that_became_shorter(tmp_path: Path) -> None:
+    """Longer or removed is no matter: what is mapped stays."""
+    path = tmp_path / "tokens.bin"
+    path.write_bytes(bin_bytes(list(range(5000))))
+    train, heldout = split(open_tokens(DataConfig(path=str(path))), 0.2, 8)
+    index = np.array([0, 3])
+    with path.open("ab") as file:
+        file.write(b"more")
+    before = [part.tolist() for part in read_sequences(train, index, 8, 5000)]
+    os.truncate(path, 9000)
+    for part in (train, heldout):
+        with pytest.raises(
+            DataError, match=r"the file has 9000 bytes, but had 11024 when .* began; .*tokens.bin; put"
+        ):
+            read_sequences(part, index, 8, 5000)
+    path.write_bytes(bin_bytes(list(range(5000))))
+    path.unlink()
+    assert [part.tolist() for part in read_sequences(train, index, 8, 5000)] == before
 
 
 def test_split_is_the_tail() -> None:
