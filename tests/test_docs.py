@@ -127,6 +127,9 @@ def test_what_a_page_names_exists(page: Path) -> None:
     for span in spans:
         if re.fullmatch(r"[\w./-]+\.(py|toml|md)|(minitrain|tests|docs|scripts)/[\w./-]*", span):
             assert any((root / span).exists() for root in ROOTS), f"{page.name} names the file {span}"
+        elif test := re.fullmatch(r"(tests/[\w./-]+\.py)::(\w+)", span):
+            file = REPOSITORY / test[1]
+            assert file.exists() and f"def {test[2]}(" in file.read_text(), f"{page.name} names {span}"
         elif re.fullmatch(r"[A-Za-z_][\w.]*(\(\))?", span) and re.search(r"_|\(\)|\.", span):
             for name in re.findall(r"\w+", span):
                 assert name in words, f"{page.name} names {span}"

@@ -1,0 +1,183 @@
+"""What a run takes over from the checkpoint that it goes on from, and what it refuses."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minitrain.arguments import parse
+from minitrain.checkpoint.catalogue import checkpoints_in
+from minitrain.checkpoint.manifest import read_manifest, to_text
+from minitrain.cli import main
+from minitrain.config import Config
+from minitrain.errors import CheckpointError, MinitrainError
+from minitrain.prepare import check_settings
+from minitrain.resume import continued, find_start
+from minitrain.settings import read_settings
+
+SIZES = "--model.layers 1 --model.width 16 --model.heads 2 --model.seq_len 8 --train.global_batch 4"
+SHORT = f"{SIZES} --train.micro_batch 2 --run.sample_tokens 0 --data.holdout 0 --run.progress none"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`run`, with checkpoints of steps 2 and 4 of 4; `text.txt`, its data."""
+    place = tmp_path_factory.mktemp("runs")
+    (place / "text.txt").write_text("And the earth was without form, and void. " * 20)
+    options = f"--data.path {place}/text.txt --train.steps 4 --run.save_every 2 --optim.lr 0.01"
+    assert main(f"{SHORT} {options} --run.dir {place}/run --run.export_hf".split()) == 0
+    return place
+
+
+@pytest.fixture
+def place(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy, which is the current directory; the data stay where they were."""
+    shutil.copytree(runs / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def resolved(line: str, n_processes: int = 1) -> tuple[Config, list[str]]:
+    """What a command line would run, and the notices."""
+    settings = read_settings(parse(line.split()))
+    start = find_start(settings)
+    assert start
+    return check_settings(continued(settings, start, n_processes), n_processes, start)
+
+
+def metrics(run: str) -> list[tuple[int, float]]:
+    lines = map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def test_what_is_not_named_is_the_checkpoint_s(place: Path) -> None:
+    config, notices = resolved("--run.resume run/checkpoints/step-00000002 --train.steps 9")
+    assert (config.model.width, config.optim.lr, config.run.save_every) == (16, 0.01, 2)
+    assert config.train.steps == 9 and config.run.dir == str(place / "run")
+    assert notices[1:] == ["train.steps is 9, was 4 up to step 2"]
+
+
+def test_what_is_named_counts_and_is_told(place: Path) -> None:
+    _, notices = resolved("--run.resume auto --run.dir run --optim.lr 0.002 --precision bf16 --train.seed 3")
+    assert notices[0] == "goes on from step 4: run/checkpoints/step-00000004"
+    assert sorted(notices[1:]) == [
+        "optim.lr is 0.002, was 0.01 up to step 4",
+        "precision is bf16, was fp32 up to step 4",
+        "train.seed is 3, was 0 up to step 4",
+    ]
+
+
+@pytest.mark.parametrize("ranks, said, expected", [
+    (1, "", (1, 1, 1)),
+    (4, "", (2, 2, 1)),  # chosen anew: one layer has one stage
+    (2, "--parallel.tp 2", (1, 2, 1)),
+])  # fmt: skip
+def test_the_layout_is_the_checkpoint_s_only_where_it_fits(
+    ranks: int, said: str, expected: tuple[int, int, int], place: Path
+) -> None:
+    parallel = resolved(f"--run.resume auto --run.dir run {said}", ranks)[0].parallel
+    assert (parallel.dp, parallel.tp, parallel.pp) == expected
+
+
+@pytest.mark.parametrize("line, code, parts", [
+    ("--run.resume auto", 2, ("run.resume auto looks for checkpoints in run.dir, which is not given",)),
+    ("--run.resume auto --run.dir run --train.steps 3", 2, ("train.steps is 3, but the checkpoint has",)),
+    ("--run.resume auto --run.dir run --model.width 32", 4, ("model.width is 32, but 16 in the checkpoint",)),
+    ("--run.resume auto --run.dir run --optim.name lion", 4, ("optim.name is lion, but adamw",)),
+    (
+        "--run.resume auto --run.dir run --optim.name lion --model.heads 4", 4,
+        ("2 problems in the checkpoint", "model.heads is 4, but 2", "optim.name is lion"),
+    ),
+    ("--run.resume run/hf", 4, ("it has no manifest.json", "run.init_from")),
+    ("--run.resume nowhere", 4, ("there is no checkpoint; nowhere;",)),
+    ("--run.dir run", 2, ("run holds a run already", "--run.resume auto")),
+    ("--run.dir run --run.resume run/checkpoints/step-00000003", 4, ("there is no checkpoint",)),
+])  # fmt: skip
+def test_refusals(
+    line: str, code: int, parts: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*"))
+    assert main(line.split()) == code
+    err = capsys.readouterr().err
+    assert all(part in err for part in parts), err
+    assert sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*")) == before
+
+
+def test_from_an_earlier_checkpoint_nothing_later_is_lost(place: Path) -> None:
+    before = metrics("run")
+    assert main("--run.resume run/checkpoints/step-00000002 --run.progress none".split()) == 0
+    assert metrics("run") == before
+    assert [path.name for path in checkpoints_in(place / "run" / "checkpoints")] == [
+        "step-00000002",
+        "step-00000004",
+    ]
+    assert (place / "run" / "checkpoints" / "step-00000004.superseded-1" / "manifest.json").exists()
+    cut = [
+        json.loads(line)["step"] for line in (place / "run" / "metrics.cut.jsonl").read_text().splitlines()
+    ]
+    assert cut == [3, 4]
+
+
+def test_a_branch_leaves_the_run_as_it_was(place: Path) -> None:
+    before = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
+    assert main("--run.resume run/checkpoints/step-00000002 --run.dir branch --optim.lr 0.5".split()) == 0
+    assert {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()} == before
+    assert [step for step, _ in metrics("branch")] == [3, 4]
+
+
+def test_a_run_that_is_at_its_end_writes_its_weights_once_more(place: Path) -> None:
+    weights = (place / "run" / "hf" / "model.safetensors").read_bytes()
+    (place / "run" / "hf" / "model.safetensors").unlink()
+    before = metrics("run")
+    assert main("--run.resume auto --run.dir run --run.progress none".split()) == 0
+    assert metrics("run") == before
+    assert (place / "run" / "hf" / "model.safetensors").read_bytes() == weights
+
+
+def test_auto_begins_where_there_is_no_checkpoint(place: Path, runs: Path) -> None:
+    line = f"{SHORT} --data.path {runs}/text.txt --train.steps 2 --run.dir new --run.resume auto"
+    assert main(line.split()) == 0 and [step for step, _ in metrics("new")] == [1, 2]
+    shutil.rmtree(place / "new" / "checkpoints")  # as if the run had died before the first
+    assert main(line.split()) == 0 and [step for step, _ in metrics("new")] == [1, 2]
+
+
+def test_a_half_written_line_of_metrics_is_no_obstacle(place: Path) -> None:
+    before = metrics("run")
+    with (place / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert main("--run.resume auto --run.dir run --train.steps 5 --run.progress none".split()) == 0
+    assert metrics("run")[:-1] == before and metrics("run")[-1][0] == 5
+    assert '{"step": 5, "lo' in (place / "run" / "metrics.cut.jsonl").read_text()
+
+
+@pytest.mark.parametrize("change", ["longer", "other", "shorter"])
+def test_other_data(change: str, place: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (runs / "text.txt").read_text()
+    changed = {"longer": text + "!", "other": text.replace("void", "full"), "shorter": text[:-1]}[change]
+    (place / "other.txt").write_text(changed)
+    line = "--run.resume auto --run.dir run --train.steps 5 --data.path other.txt --run.progress none"
+    assert main(line.split()) == 3
+    err = capsys.readouterr().err
+    assert "the data are not those of the checkpoint" in err and "--run.accept_new_data true" in err
+    assert main(f"{line} --run.accept_new_data true".split()) == 0
+
+
+def test_an_unknown_version_says_so(place: Path) -> None:
+    step = place / "run" / "checkpoints" / "step-00000004"
+    manifest = replace(read_manifest(step), version=2)
+    (step / "manifest.json").write_text(to_text(manifest))
+    with pytest.raises(CheckpointError, match="is of version 2, and this minitrain reads version 1"):
+        read_manifest(step)
+
+
+def test_a_damaged_newest_one_is_not_passed_over(place: Path) -> None:
+    """Going back further than the user knows would be a silent loss."""
+    path = place / "run" / "checkpoints" / "step-00000004" / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 4', '"step": 5'))
+    with pytest.raises(
+        MinitrainError, match=r"checksum.*; .*step-00000004.*; .*--run.resume .*step-00000002"
+    ):
+        resolved("--run.resume auto --run.dir run")
