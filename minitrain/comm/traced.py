@@ -3,8 +3,7 @@ when it begins and when it is done.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from minitrain.arrays.types import Array
@@ -101,78 +100,73 @@ class TracedComm:
         self.name, self.rank, self.size, self.members = inner.name, inner.rank, inner.size, inner.members
         self._n_calls, self._n_messages = 0, Counter[tuple[int, int]]()
 
-    def _note(self, verb: str, buffer: Array) -> None:
-        if buffer.size == 0:  # nothing moves
-            return
-        sent = ring_bytes(verb, buffer.nbytes, self.size)
-        self._ledger(
-            Event(verb, self.name, self.members, buffer.dtype.name, buffer.size, buffer.nbytes, sent)
-        )
-
-    def _collective(self, verb: str, buffer: Array | None = None) -> Call:
-        self._n_calls += 1
-        call = Call(verb, self.name, self.members, self._n_calls)
-        return call if buffer is None else call._replace(dtype=buffer.dtype.name, elements=buffer.size)
-
-    def _message(self, verb: str, buffer: Array, source: int, to: int) -> Call:
-        way = self.members[source], self.members[to]
-        self._n_messages[way] += 1
-        return Call(verb, self.name, way, self._n_messages[way], buffer.dtype.name, buffer.size)
-
     def all_reduce(self, buffer: Array, op: Reduction = "sum") -> None:
-        self._note("all_reduce", buffer)
-        with watched(self._watch, self._collective("all_reduce", buffer)):
+        with self._collective("all_reduce", buffer):
             self._inner.all_reduce(buffer, op)
 
     def reduce_scatter(self, source: Array, shard: Array) -> None:
-        self._note("reduce_scatter", source)
-        with watched(self._watch, self._collective("reduce_scatter", source)):
+        with self._collective("reduce_scatter", source):
             self._inner.reduce_scatter(source, shard)
 
     def all_gather(self, shard: Array, target: Array) -> None:
-        self._note("all_gather", target)
-        with watched(self._watch, self._collective("all_gather", target)):
+        with self._collective("all_gather", target):
             self._inner.all_gather(shard, target)
 
     def broadcast(self, buffer: Array, root: int) -> None:
-        self._note("broadcast", buffer)
-        with watched(self._watch, self._collective("broadcast", buffer)):
+        with self._collective("broadcast", buffer):
             self._inner.broadcast(buffer, root)
 
     def send(self, buffer: Array, to: int) -> None:
-        self._note("send", buffer)
-        with watched(self._watch, self._message("send", buffer, self.rank, to)):
+        with self._message("send", buffer, self.rank, to):
             self._inner.send(buffer, to)
 
     def start_send(self, buffer: Array, to: int) -> Handle:
-        self._note("send", buffer)
-        call = self._message("send", buffer, self.rank, to)
-        with watched(self._watch, call):
+        with self._message("send", buffer, self.rank, to) as call:
             handle = self._inner.start_send(buffer, to)
         return _TracedHandle(handle, self._watch, call._replace(verb="wait"))
 
     def recv(self, buffer: Array, source: int) -> None:
-        with watched(self._watch, self._message("recv", buffer, source, self.rank)):
-            self._inner.recv(buffer, source)  # its bytes are counted where they are sent
+        with self._message("recv", buffer, source, self.rank):
+            self._inner.recv(buffer, source)
 
     def barrier(self) -> None:
-        with watched(self._watch, self._collective("barrier")):
+        with self._collective("barrier"):
             self._inner.barrier()
 
     def split(self, color: int | None, name: str) -> Comm:
-        with watched(self._watch, self._collective("split")):
+        with self._collective("split"):
             part = self._inner.split(color, name)
         return traced(part, self._ledger, self._watch)
 
     def cart(self, dims: Sequence[int]) -> Cart:
-        with watched(self._watch, self._collective("cart")):
+        with self._collective("cart"):
             cart = self._inner.cart(dims)
         return _TracedCart(cart, self)
 
     def _sub(self, cart: Cart, keep: Sequence[bool], name: str) -> Comm:
-        with watched(self._watch, self._collective("sub")):
+        with self._collective("sub"):
             part = cart.sub(keep, name)
         return traced(part, self._ledger, self._watch)
+
+    def _collective(self, verb: str, buffer: Array | None = None) -> "_Watched":
+        self._n_calls += 1
+        dtype, elements = ("", 0) if buffer is None else (buffer.dtype.name, buffer.size)
+        if buffer is not None:
+            self._note(verb, dtype, buffer)
+        return _Watched(self._watch, Call(verb, self.name, self.members, self._n_calls, dtype, elements))
+
+    def _message(self, verb: str, buffer: Array, source: int, to: int) -> "_Watched":
+        way, dtype = (self.members[source], self.members[to]), buffer.dtype.name
+        self._n_messages[way] += 1
+        if verb == "send":  # bytes are counted where they are sent
+            self._note(verb, dtype, buffer)
+        return _Watched(self._watch, Call(verb, self.name, way, self._n_messages[way], dtype, buffer.size))
+
+    def _note(self, verb: str, dtype: str, buffer: Array) -> None:
+        if buffer.size == 0:  # nothing moves
+            return
+        sent = ring_bytes(verb, buffer.nbytes, self.size)
+        self._ledger(Event(verb, self.name, self.members, dtype, buffer.size, buffer.nbytes, sent))
 
 
 class _TracedCart:
@@ -193,18 +187,22 @@ class _TracedHandle:
         self._inner, self._watch, self._call = inner, watch, call
 
     def wait(self) -> None:
-        with watched(self._watch, self._call):
+        with _Watched(self._watch, self._call):
             self._inner.wait()
 
 
-@contextmanager
-def watched(watch: Watch, call: Call) -> Iterator[None]:
-    """Tells `watch` of a call, which has an end however it ends."""
-    watch.begin(call)
-    try:
-        yield
-    finally:
-        watch.end()
+class _Watched:
+    """A context for a call: its watch is told of both ends, however it ends."""
+
+    def __init__(self, watch: Watch, call: Call) -> None:
+        self._watch, self._call = watch, call
+
+    def __enter__(self) -> Call:
+        self._watch.begin(self._call)
+        return self._call
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.end()
 
 
 _NO_WATCH = _NoWatch()
