@@ -40,6 +40,11 @@ which come before some steps.
 Rajbhandari et al. have m = 1 and gather every parameter twice. Here forward and backward of the head are one
 visit, and the backward of an embedding reads no parameters: head, embedding and positions take 2 m Psi, not
 3 m. A tied matrix without a pipeline is visited as embedding and as head: 2 m + 1 under ZeRO 2, 4 m under 3.
+
+Under run.exact gradients are cut over `shard` once a step at every stage of ZeRO, and summed over it and
+`replica` by messages: N_s - 1 of a shard each, and log2 N_r (an all-reduce sends 2 (N_r-1)/N_r). What tp
+ranks saw apart is summed in every visit. A tied matrix without a pipeline is held twice. The sum for the norm
+is of an integer of many digits, and that for the loss of a number for each micro-batch of the step.
 """
 
 import math
@@ -115,6 +120,7 @@ def _ring(verb: str, n_bytes: int, n: int) -> int:
 
 
 _SCALAR = 8  # loss and norm are fp64 in every precision
+_DIGITS = 69  # of 32 bits: from the smallest number of fp64 to above the largest
 
 
 class _Bytes(NamedTuple):
@@ -174,6 +180,7 @@ class _Rank(NamedTuple):
     n_scaled: int  # tensors that fp8 scales
     zero: int
     sequence: bool
+    exact: bool
     units: list[_Unit]
 
 
@@ -202,12 +209,16 @@ def _rank(config: Config, place: Place) -> _Rank:
         tokens=train.micro_batch * model.seq_len,
         width=model.width,
         bytes=_BYTES[config.precision],
-        align=256 if config.optim.name == "adam8bit" else 1,
+        align=256 if config.optim.name == "adam8bit" or config.run.exact else 1,
         optimizer=config.optim.name,
         n_scaled=3 * (6 if model.arch == "gpt2" else 7) * layers if config.precision == "fp8" else 0,
         zero=config.parallel.zero,
         sequence=config.parallel.sequence,
-        units=[_block(model, layers, place.tp, tp), *_ends(model, first, last, place.tp, tp)],
+        exact=config.run.exact,
+        units=[
+            _block(model, layers, place.tp, tp),
+            *_ends(model, first, last, place.tp, tp, twice=config.run.exact and first and last),
+        ],
     )
 
 
@@ -244,14 +255,17 @@ def _block(model: ModelConfig, layers: int, rank: int, size: int) -> _Unit:
     return _Unit("blocks", layers, tensors, ("forward", "backward"), ("backward",))
 
 
-def _ends(model: ModelConfig, first: bool, last: bool, rank: int, size: int) -> Iterator[_Unit]:
+def _ends(model: ModelConfig, first: bool, last: bool, rank: int, size: int, twice: bool) -> Iterator[_Unit]:
+    """`twice`: a tied matrix is a unit of its own for each of its uses."""
     gpt2, width = model.arch == "gpt2", model.width
     matrix = _Tensor((model.vocab, width), "cut", width * _piece(model.vocab, rank, size))
     if first or (last and model.tied):
-        head = ("head",) if last and model.tied else ()
+        head = ("head",) if last and model.tied and not twice else ()
         reads = ("forward", *head) if first else head
         writes = ("backward", *head) if first else head
         yield _Unit("embedding", 1, [matrix], reads, writes)
+    if model.tied and twice:
+        yield _Unit("output", 1, [matrix], ("head",), ("head",))
     if first and gpt2:
         positions = _Tensor((model.seq_len, width), "whole", model.seq_len * width)
         yield _Unit("positions", 1, [positions], ("forward",), ("backward",))
@@ -310,16 +324,23 @@ def _data(r: _Rank) -> Iterator[Entry]:
     for u in r.units:
         n = sum(u.elements(part, r.align) for part in ("whole", "copied", "cut"))
         own = -(-n // (shard * r.align)) * r.align  # padded to equal shards
-        visits = u.number * r.micro
-        for when, calls in [(f" in the {w}", visits) for w in u.writes] if r.zero >= 2 else [("", u.number)]:
+        visits, often = u.number * r.micro, r.zero >= 2 or r.exact
+        for when, calls in [(f" in the {w}", visits) for w in u.writes] if often else [("", u.number)]:
             what = f"gradients of the {u.name}{when}"
             if r.sequence:
                 whole = u.elements("whole", r.align) * r.bytes.grad
                 yield "tp", "all_reduce", f"{what}: those held whole, sum over rows", calls, whole
             copied = u.elements("copied", r.align)
             yield "kv", "all_reduce", f"{what}: kv heads, sum over copies", calls, copied * r.bytes.grad
-            yield "shard", "reduce_scatter", what, calls, own * shard * r.bytes.grad
-        yield "replica", "all_reduce", f"gradients of the {u.name}", u.number, own * r.bytes.grad
+            if not r.exact:
+                yield "shard", "reduce_scatter", what, calls, own * shard * r.bytes.grad
+        what, n_bytes = f"gradients of the {u.name}", own * r.bytes.grad
+        if r.exact:
+            replica = r.sizes["replica"]
+            yield "shard", "send", f"{what}, to every other shard", u.number * (shard - 1), n_bytes
+            yield "replica", "send", f"{what}, by doubling", u.number * (replica.bit_length() - 1), n_bytes
+        else:
+            yield "replica", "all_reduce", what, u.number, n_bytes
         if u.name == "embedding":
             yield "tied", "all_reduce", "gradients of the tied embedding", 1, own * r.bytes.grad
         for when, calls in [(f" in the {w}", visits) for w in u.reads] if r.zero == 3 else [("", u.number)]:
@@ -341,10 +362,11 @@ def _update(r: _Rank) -> Iterator[Entry]:
 
 
 def _scalars(r: _Rank) -> Iterator[Entry]:
+    n_squares, n_losses = (_DIGITS, r.sizes["dp"] * r.micro) if r.exact else (1, 1)
     for axis in ("shard", "tp", "pp"):
-        yield axis, "all_reduce", "squared norm of the gradients", 1, _SCALAR
+        yield axis, "all_reduce", "squared norm of the gradients", 1, n_squares * _SCALAR
     for axis in ("pp", "dp"):
-        yield axis, "all_reduce", "loss", 1, _SCALAR
+        yield axis, "all_reduce", "loss", 1, n_losses * _SCALAR
     yield "world", "all_reduce", "whether a gradient overflowed", 1, _SCALAR
     for axis in ("dp", "tp"):
         yield axis, "all_reduce", "largest magnitudes of what is 8 bits", 1, 4 * r.n_scaled

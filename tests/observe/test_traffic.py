@@ -16,7 +16,7 @@ from pairwise import pairwise
 from minitrain.comm.grid import make_grid
 from minitrain.comm.threads import run_threads
 from minitrain.comm.traced import ByteCounter, Event, TracedComm
-from minitrain.config import Config, LossScaleConfig
+from minitrain.config import Config, LossScaleConfig, RunConfig
 from minitrain.observe.traffic import places, sent_bytes, traffic
 from minitrain.validate import validate
 
@@ -28,6 +28,7 @@ BATCHES = {  # micro-batches, sequences of each, precision, optimizer
     "2x2": (2, 2, "bf16", "adafactor"),
     "1x1": (1, 1, "bf16-pure", "muon"),
     "2x3": (2, 3, "fp8", "adamw"),
+    "4x1 exact": (4, 1, "bf16", "adamw"),
 }
 
 
@@ -42,6 +43,7 @@ def configured(model: str, batch: str, **layout: Any) -> Config:
         precision=precision,
         optim=replace(config.optim, name=name),
         loss_scale=LossScaleConfig(initial=1),  # these gradients are large
+        run=RunConfig(exact="exact" in batch),
     )
 
 
