@@ -8,6 +8,7 @@ optimizer that it takes.
 import functools
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from minitrain.config import Config, LossScaleConfig, OptimConfig, RunConfig
 from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.defaults import OPTIMIZERS
 from minitrain.errors import MinitrainError
+from minitrain.observe.memory import MemoryMeter
 from minitrain.optim.optimizer import Elementwise
 from minitrain.optim.quantised import Quantised
 from minitrain.precision import PRECISIONS
@@ -259,6 +261,26 @@ def test_what_is_not_finite_ends_the_run() -> None:
 
     (message,) = set(run_threads(8, rank_main, LIMIT))
     assert "is not finite; step 7" in message
+
+
+@pytest.mark.parametrize("n_micro, levels", [(1, 0), (2, 1), (8, 3)])
+def test_full_gradients_wait_for_their_siblings(n_micro: int, levels: int) -> None:
+    """Up to one for each level of a rank's own tree, in every unit; and that of the backward at work. Blocks
+    lend each other theirs.
+    """
+    config = configured(ADAMW, "llama", dp=8 // n_micro)
+
+    def rank_main(world: Comm) -> None:
+        grid = make_grid(world, config)
+        trainer = make_trainer(config, grid, mild_weights)
+        train_step(trainer, batch_of(config, 1, grid.dp.rank), 1e-2, 1)
+        full = Counter(unit.grad_shard.nbytes for unit in trainer.stage.units)
+        held = MemoryMeter().bytes(trainer.stage)
+        assert held["gradients"] == sum(size * n for size, n in full.items())
+        at_work = 1 if levels else 2  # and the part to be added, in a buffer that a sibling has left
+        assert held["buffers"] == sum(size * (n * levels + at_work) for size, n in full.items())
+
+    run_threads(8 // n_micro, rank_main, LIMIT)
 
 
 COMMON = (
