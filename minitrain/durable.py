@@ -30,6 +30,13 @@ def write_text(path: Path, text: str) -> None:
     flush(path.parent)
 
 
+def make_directory(path: Path) -> None:
+    """Makes it if it is not there, with a name that stays. Raises OSError."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        flush(path.parent)
+
+
 def rename(source: Path, target: Path) -> None:
     """Gives a complete, flushed directory its name in one step. Raises OSError."""
     source.rename(target)

@@ -1,7 +1,9 @@
 """What rank 0 does before anything starts: reads the arguments, checks everything, says what all will do."""
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +64,7 @@ def _prepare_train(arguments: Arguments, n_processes: int) -> Job:
     from minitrain.observe.run_directory import claim_run_directory
 
     settings = read_settings(arguments)
+    settings = replace(settings, problems=settings.problems + _check_names(settings.config))
     start = None if settings.problems else find_start(settings)
     if start:
         settings = continued(settings, start, n_processes)
@@ -106,6 +109,33 @@ def _pretrained(directory: str) -> tuple[ModelConfig, list[str]]:
     return read_hf_model_config(directory)
 
 
+def _check_names(config: Config) -> list[Problem]:
+    """Paths that are none, before any is looked at."""
+    problems = []
+    for name in ("data.path", "run.init_from", "run.export_hf", "run.dir", "run.resume"):
+        value = field_value(config, name)
+        if value == "":
+            problems.append(Problem(f"{name} is empty", name, "give a path, or leave it out"))
+        elif isinstance(value, str) and not _can_be_a_path(value):
+            problems.append(_no_path(name))
+    return problems
+
+
+def _can_be_a_path(text: str) -> bool:
+    """Whether a file could have that name: not if it is too long, or holds a NUL character."""
+    try:
+        os.lstat(text)
+    except ValueError:
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
+
+
+def _no_path(name: str) -> Problem:
+    return Problem(f"{name} is a name that no file can have", name, "give the path of a file or directory")
+
+
 def _check_surroundings(config: Config, n_processes: int, start: Start | None) -> list[Problem]:
     """What the configuration meets outside of itself: the launcher, and paths to write to."""
     from minitrain.observe.run_directory import check_run_directory
@@ -114,11 +144,8 @@ def _check_surroundings(config: Config, n_processes: int, start: Start | None) -
     if config.collectives == "threads" and n_processes > 1:
         what = f"threads are the ranks of one process, but {n_processes} processes were started"
         problems.append(Problem(what, "collectives", "start it without mpirun, or leave collectives out"))
-    for name in ("data.path", "run.init_from", "run.export_hf", "run.dir", "run.resume"):
-        if field_value(config, name) == "":
-            problems.append(Problem(f"{name} is empty", name, "give a path, or leave it out"))
     directory, export = config.run.dir, config.run.export_hf
-    if directory != "":
+    if directory is None or (directory and _can_be_a_path(directory)):
         goes_on = config.run.resume == "auto" or bool(
             start and directory and is_own(start.directory, directory)
         )
@@ -160,7 +187,10 @@ def _prepare_other(arguments: Arguments, n_processes: int) -> Job:
     if n_processes > 1:
         what = f"{arguments.command} runs in one process, but {n_processes} were started"
         problems.append(Problem(what, "command line", "start it without mpirun"))
-    problems += _CHECKS[arguments.command](rest)
+    names = [
+        name for name in ("directory", "source", "destination") if not _can_be_a_path(rest.get(name, "."))
+    ]
+    problems += [_no_path(name) for name in names] or _CHECKS[arguments.command](rest)
     if problems:
         raise ConfigError(problems)
     return Job(arguments.command, rest=rest)

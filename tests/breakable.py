@@ -5,6 +5,7 @@ hold whenever it was interrupted, and what it has come to.
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +18,9 @@ from minitrain.checkpoint.listing import verify
 LIMIT = 60.0  # seconds a start; for what hangs
 STEPS = 12
 TINY = (
-    f"--train.steps {STEPS} --model.layers 2 --model.width 16 --model.heads 2 --model.ffn 24 "
-    "--model.seq_len 16 --train.global_batch 8 --train.micro_batch 2 --train.eval_sequences 8 "
-    "--data.path text.txt --run.sample_tokens 0 --run.export_hf false --run.progress plain --run.dir run --run.resume auto"
+    "--model.layers 2 --model.width 16 --model.heads 2 --model.ffn 24 --model.seq_len 16 "
+    "--train.global_batch 8 --train.micro_batch 2 --train.eval_sequences 8 --data.path text.txt "
+    "--run.sample_tokens 0 --run.export_hf false --run.progress plain --run.dir run --run.resume auto"
 )
 FOUR = "--parallel.dp 2 --parallel.pp 2 --parallel.zero 1"
 THREADS = f"{FOUR} --collectives threads"
@@ -44,6 +45,7 @@ class Training:
     place: Path
     arguments: str = FOUR
     ranks: int = 4
+    steps: int = STEPS
 
     def __post_init__(self) -> None:
         (self.place / "text.txt").write_text(TEXT)
@@ -53,8 +55,11 @@ class Training:
         program = ["-m", "minitrain"]
         if fault:
             program = [str(REPOSITORY / "tests" / "faulty.py"), fault, str(rank), str(step), "--"]
-        command = [sys.executable, *program, *f"{TINY} {self.arguments} {more}".split()]
-        return run(under_mpirun(command, self.ranks), cwd=self.place, timeout=LIMIT)
+        return run(self.command(program, more), cwd=self.place, timeout=LIMIT)
+
+    def command(self, program: Sequence[str] = ("-m", "minitrain"), more: str = "") -> list[str]:
+        arguments = f"{TINY} --train.steps {self.steps} {self.arguments} {more}".split()
+        return under_mpirun([sys.executable, *program, *arguments], self.ranks)
 
     def finish(self) -> Result:
         """Starts it once more, which must bring it to its end; nothing is left of what was interrupted."""

@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HANG_LIMIT = 300.0  # seconds; a limit for what hangs, not a statement about speed
-LAST_BREATH = 3.0  # seconds in which processes may end whose leader has
+LAST_BREATH = 10.0  # seconds in which processes may end whose leader has
 
 _FOREIGN = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYDRA_", "SLURM_", "CI", "BUILD_NUMBER")  # prefixes
 _ADDED = {
@@ -92,25 +93,15 @@ def run(
 
     Output goes to files, since a pipe would stay open for as long as an orphan holds it.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
-    environment |= _ADDED | dict(env or {})
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
+        process = start(command, cwd, out, err, env)
         hung = False
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             hung = True
         finally:
-            orphans = _end_session(process)
+            orphans = end_session(process)
         stdout, stderr = _text(out), _text(err)
     if hung:
         raise HangError(
@@ -121,12 +112,32 @@ def run(
     return done
 
 
+def start(
+    command: Sequence[str],
+    cwd: Path | None,
+    out: IO[bytes],
+    err: IO[bytes],
+    env: Mapping[str, str] | None = None,
+) -> "subprocess.Popen[bytes]":
+    """Begins `command` in a session of its own. To be followed by `end_session`, whatever happens."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment | _ADDED | dict(env or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        start_new_session=True,
+    )
+
+
 def _text(file: "tempfile._TemporaryFileWrapper[bytes]") -> str:
     file.seek(0)
     return file.read().replace(b"\0", b"").decode(errors="replace").replace("\r\n", "\n")
 
 
-def _end_session(leader: "subprocess.Popen[bytes]") -> tuple[int, ...]:
+def end_session(leader: "subprocess.Popen[bytes]") -> tuple[int, ...]:
     """Ask the leader to end, then kill every process of its session that does not; these are returned.
 
     In this order: mpirun, told to end, ends its ranks; killed, it leaves them behind. Ranks have process
@@ -140,10 +151,10 @@ def _end_session(leader: "subprocess.Popen[bytes]") -> tuple[int, ...]:
             leader.kill()
             leader.wait()
     deadline = time.monotonic() + LAST_BREATH
-    while (orphans := tuple(_session_members(leader.pid))) and time.monotonic() < deadline:
+    while (orphans := tuple(session_members(leader.pid))) and time.monotonic() < deadline:
         time.sleep(0.01)
     deadline = time.monotonic() + 5
-    while (left := _session_members(leader.pid)) and time.monotonic() < deadline:
+    while (left := session_members(leader.pid)) and time.monotonic() < deadline:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -151,7 +162,8 @@ def _end_session(leader: "subprocess.Popen[bytes]") -> tuple[int, ...]:
     return orphans
 
 
-def _session_members(session: int) -> list[int]:
+def session_members(session: int) -> list[int]:
+    """Ids of the living processes of a session."""
     members = []
     for pid in living_processes():
         with suppress(ProcessLookupError, PermissionError):

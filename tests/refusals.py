@@ -259,4 +259,36 @@ SURROUNDINGS = [
     Refusal("--dry-run --data.path nowhere.txt", ("data.path is not there; nowhere.txt",), exit_code=3),
     Refusal("--dry-run --data.path short.txt", ("short.txt", "seq_len"), exit_code=3),
 ]
-ALL = ARGUMENTS + TOML + NUMBERS + MODEL + LAYOUT + TRAINING + SURROUNDINGS
+LONG = 300 * "x"
+NAMES = [
+    Refusal(f"--run.dir {LONG}", ("error: run.dir is a name that no file can have; run.dir; give the path",)),
+    Refusal(f"--run.dir a/{3000 * 'x/'} --run.resume auto", ("run.dir is a name that no file can have",)),
+    Refusal(f"--run.resume {LONG}", ("error: run.resume is a name that no file can have",)),
+    Refusal(f"--run.init_from {LONG}", ("error: run.init_from is a name that no file can have",)),
+    Refusal(f"--run.export_hf {LONG}", ("error: run.export_hf is a name that no file can have",)),
+    Refusal(f"--data.path {LONG}", ("error: data.path is a name that no file can have",)),
+    Refusal(f"--run.export_hf {250 * 'x'}", ("cannot be made (File name too long)",), exit_code=4),
+    Refusal("", ("run.dir is a name that no file",), toml='run = {dir = "a\\u0000", resume = "auto"}'),
+    Refusal("", ("run.resume is a name that no file",), toml='run.resume = "a\\u0000"'),
+    Refusal("", ("run.export_hf is a name that no file",), toml='run.export_hf = "a\\u0000"'),
+    Refusal(f"checkpoint verify {LONG}", ("error: directory is a name that no file can have",)),
+    Refusal(f"generate {LONG} --prompt x", ("error: directory is a name that no file can have",)),
+    Refusal(f"convert from-hf {LONG} x", ("error: source is a name that no file can have",)),
+]
+RESUMING = [
+    Refusal("--run.resume auto", ("run.resume auto looks for checkpoints in run.dir, which is not given",)),
+    Refusal("--run.resume nowhere", ("there is no checkpoint; nowhere; give a directory such",), exit_code=4),
+    Refusal("--run.resume file", ("there is no checkpoint; file;",), exit_code=4),
+    Refusal("--run.resume link", ("there is no checkpoint; link;",), exit_code=4),
+    Refusal("--run.resume full", ("there is no checkpoint; full;",), exit_code=4),
+    Refusal("--run.resume weights", ("it has no manifest.json; weights; start", "init_from"), exit_code=4),
+    Refusal("--run.resume=", ("error: run.resume is empty;",)),
+    Refusal("--run.save_every -1", ("run.save_every is -1",)),
+    Refusal("--run.keep -1", ("run.keep is -1",)),
+    Refusal("--run.hang_seconds nan", ("run.hang_seconds is nan",)),
+    Refusal("--run.compare_every -2", ("run.compare_every is -2",)),
+    Refusal("checkpoint", ("required: action, DIR",)),
+    Refusal("checkpoint rm x", ("invalid choice: 'rm'", "ls")),
+    Refusal("checkpoint ls full", ("checkpoint runs in one process, but 4 were started",), ranks=4),
+]
+ALL = ARGUMENTS + TOML + NUMBERS + MODEL + LAYOUT + TRAINING + SURROUNDINGS + NAMES + RESUMING

@@ -32,6 +32,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "file").write_text("")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").write_text("{}")
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "short.txt").write_text("In the beginning")
     return tmp_path
@@ -58,7 +60,7 @@ def argv_of(refusal: Refusal, place: Path) -> list[str]:
     return [*refusal.arguments.split(), "--config", "run.toml"]
 
 
-@pytest.mark.parametrize("refusal", ALL, ids=lambda r: r.arguments or r.toml)
+@pytest.mark.parametrize("refusal", ALL, ids=lambda r: (r.arguments or r.toml)[:80])
 def test_what_cannot_run_is_refused_and_leaves_nothing_behind(refusal: Refusal, place: Path) -> None:
     argv = argv_of(refusal, place)
     before = everything_below(place)
@@ -73,7 +75,9 @@ def test_what_cannot_run_is_refused_and_leaves_nothing_behind(refusal: Refusal, 
     assert everything_below(place) == before
 
 
-@pytest.mark.parametrize("refusal", [r for r in ALL if r.ranks == 1], ids=lambda r: r.arguments or r.toml)
+@pytest.mark.parametrize(
+    "refusal", [r for r in ALL if r.ranks == 1], ids=lambda r: (r.arguments or r.toml)[:80]
+)
 def test_a_refusal_is_one_line_on_standard_error(
     refusal: Refusal, place: Path, trained: list[Config], capsys: pytest.CaptureFixture[str]
 ) -> None:

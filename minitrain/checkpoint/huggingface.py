@@ -24,8 +24,11 @@ from minitrain.config import ModelConfig
 from minitrain.durable import flush, rename
 from minitrain.errors import CheckpointError
 from minitrain.model.spec import ParamSpec, model_specs
+from minitrain.small_file import read_small
 
 WEIGHTS = "model.safetensors"
+LARGEST_INDEX = 16 << 20  # bytes: some hundred thousand tensors
+PART = r"[\w.-]{1,200}\.safetensors"  # the name of a file beside it
 INDEX = "model.safetensors.index.json"  # {"weight_map": {tensor: file}}, where the weights fill several files
 PREFIX = {"llama": "model.", "gpt2": "transformer."}  # absent in the files of some GPT-2 models
 UNTIED = "lm_head.weight"
@@ -83,10 +86,9 @@ class HFReader:
         if missing := [name for name in expected if name not in self.tensors]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise CheckpointError(f"tensor {missing[0]}{more} is missing", where, remedy)
-        if self.model.tied and UNTIED in self.tensors:  # superfluous, but some files have it
-            embedding = self.tensors[place(model_specs(self.model)[0], self.model).tensor]
-            if not _same(self.tensors.pop(UNTIED), embedding):
-                raise CheckpointError(f"{UNTIED} differs from the embedding it is tied to", where, remedy)
+        embedding = place(model_specs(self.model)[0], self.model)
+        if self.model.tied:
+            expected[UNTIED] = embedding.shape  # superfluous, but some files have it
         for name, tensor in self.tensors.items():
             if name not in expected:
                 raise CheckpointError(f"tensor {name} is none of a {self.model.arch} model's", where, remedy)
@@ -96,6 +98,10 @@ class HFReader:
             if tensor.dtype not in FLOATS.values():
                 what = f"tensor {name} is of type {tensor.dtype}, none of {', '.join(FLOATS)}"
                 raise CheckpointError(what, where, remedy)
+        if self.model.tied and UNTIED in self.tensors:
+            copy = self.tensors.pop(UNTIED)
+            if not _same(copy, self.tensors[embedding.tensor]):
+                raise CheckpointError(f"{UNTIED} differs from the embedding it is tied to", where, remedy)
 
 
 class HFWriter:
@@ -139,7 +145,7 @@ def check_hf_destination(directory: str | Path, model: ModelConfig) -> None:
         what = "the directory is not empty" if plain else "there is a file or link of that name"
         raise CheckpointError(what, str(directory), "give a new one: nothing is overwritten")
     partial = partial_directory(path)
-    missing = [place for place in (partial, *partial.parents) if not place.exists()]
+    missing = [place for place in (partial, *partial.parents) if not os.path.exists(place)]
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -225,9 +231,9 @@ def _open_all(directory: Path) -> dict[str, StoredTensor]:
     if (directory / WEIGHTS).is_file() or not index.is_file():
         return open_tensors(directory / WEIGHTS)
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = json.loads(read_small(index, LARGEST_INDEX))["weight_map"]
         names = sorted(set(files.values()))
-        plain = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+        plain = all(re.fullmatch(PART, name) for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         plain = False
     if not plain:
@@ -245,9 +251,7 @@ def _open_all(directory: Path) -> dict[str, StoredTensor]:
 
 
 def _same(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two stored tensors hold the same values."""
-    if a.shape != b.shape:
-        return False
+    """Whether two stored tensors of one shape hold the same values."""
     columns = slice(0, a.n_columns)
     blocks = row_blocks(a.shape[0], a.n_columns * a.dtype.itemsize)
     rows = (np.arange(block.start, block.stop) for block in blocks)

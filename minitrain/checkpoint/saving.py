@@ -44,7 +44,7 @@ from minitrain.comm.agree import agree, together
 from minitrain.comm.interface import Comm
 from minitrain.config import Config
 from minitrain.config_text import repeatable
-from minitrain.durable import flush, rename, write_text
+from minitrain.durable import flush, make_directory, rename, write_text
 from minitrain.errors import CheckpointError, MinitrainError
 from minitrain.precision import PRECISIONS
 from minitrain.step import Trainer
@@ -176,7 +176,8 @@ class Saver:
         config, trainer = self._config, self._trainer
         with _writing(partial):
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            make_directory(partial.parent)
+            partial.mkdir()
             create_hf(partial, config.model, PRECISIONS[config.precision].master, self._tokenizer)
             create(partial / STATE, state_tensors(config, trainer.updater.optimizer))
 
