@@ -1,5 +1,5 @@
-"""scripts/bench_step and scripts/bench_optim compare like with like, and report it. How fast either side is,
-is not asserted.
+"""scripts/bench_step, bench_optim and bench_check compare like with like, and report it. How fast either side
+is, is not asserted.
 """
 
 import json
@@ -68,3 +68,18 @@ def test_optimizers_that_differ_are_not_compared() -> None:
     )
     job = run_python(program)
     assert job.returncode == 1 and "end at different weights" in job.stderr
+
+
+@pytest.mark.long
+def test_what_watching_costs() -> None:
+    job = run_python(BENCH / "check.py", "--rounds", 1, ranks=2, timeout=900)
+    assert job.returncode == 0, job.stderr
+    head, *rows = job.stdout.splitlines()
+    assert head.split()[:2] == ["model", "layout"]
+    cases = [f"{model} {axis} 2" for model in ("2x128", "4x256") for axis in ("dp", "tp", "pp")]
+    assert [" ".join(row.split()[:3]) for row in rows] == cases
+    for row in rows:
+        counted, watched, checked, of_watching, of_checking, comparison = map(float, row.split()[3:])
+        assert min(counted, watched, checked, comparison) > 0
+        assert of_watching == pytest.approx(watched / counted, rel=0.02)
+        assert of_checking == pytest.approx(checked / watched, rel=0.02)

@@ -34,7 +34,7 @@ WAYS: dict[str, Callable[[World], Comm]] = {
     "watched": lambda world: traced(world, ByteCounter(), CallLog()),
     "checked": lambda world: traced(checked(world), ByteCounter(), CallLog()),
 }
-WARM_UP = 2  # turns
+WARM_UP = 1  # turn
 
 
 class Contender:
