@@ -46,6 +46,7 @@ class Training:
     arguments: str = FOUR
     ranks: int = 4
     steps: int = STEPS
+    limit: float = LIMIT
 
     def __post_init__(self) -> None:
         (self.place / "text.txt").write_text(TEXT)
@@ -55,7 +56,7 @@ class Training:
         program = ["-m", "minitrain"]
         if fault:
             program = [str(REPOSITORY / "tests" / "faulty.py"), fault, str(rank), str(step), "--"]
-        return run(self.command(program, more), cwd=self.place, timeout=LIMIT)
+        return run(self.command(program, more), cwd=self.place, timeout=self.limit)
 
     def command(self, program: Sequence[str] = ("-m", "minitrain"), more: str = "") -> list[str]:
         arguments = f"{TINY} --train.steps {self.steps} {self.arguments} {more}".split()

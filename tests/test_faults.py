@@ -71,7 +71,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path, unbroken: Unbroken) -> None
     """Not a number, in the first gradient of each rank in turn: two of each stage. Nothing of it is saved."""
     training = Training(tmp_path, f"{THREADS} --run.save_every 2", 1)
     for rank, name in enumerate(["embedding", "layers.1.attn.norm", "embedding", "layers.1.attn.norm"]):
-        step = 3 + 2 * rank
+        step = 4 + 2 * rank
         says = rf"^rank {rank}: the gradient of {name} is not finite; step {step}; "
         check_end(training, training.start("nan", rank, step), 5, says)
         assert training.saved() == even_steps_before(step)
@@ -83,7 +83,7 @@ def test_the_loss_scale_goes_on_where_it_was(tmp_path: Path, unbroken: Unbroken)
     arguments = f"{THREADS} --precision fp16 --loss_scale.initial 16777216"
     arguments += " --loss_scale.backoff 0.125 --loss_scale.growth_interval 2"
     training = Training(tmp_path, f"{arguments} --run.save_every 1", 1)
-    for step in (3, 5, 8):  # after an overflow, and after one good step of two
+    for step in (4, 7, 9):  # each time after one good step of the two that are waited for
         check_end(training, training.start("exit@forward", 0, step))
     result = training.finish()
     assert same(result, unbroken(arguments, 1))

@@ -411,6 +411,41 @@ BUGS = [
         "others[:, 0]",
         "tests/test_watchdog.py::test_only_ranks_of_one_stage_are_compared_and_only_a_large_difference_is_told",
     ),
+    Bug(
+        "what is unfinished counts as a checkpoint",
+        "checkpoint/catalogue.py",
+        '_NAME = re.compile(r"step-([0-9]{8,})")',
+        '_NAME = re.compile(r"step-([0-9]{8,}).*")',
+        "tests/test_hostile_checkpoints.py::test_files_that_do_not_belong_to_it",
+    ),
+    Bug(
+        "other data of the same length go unnoticed",
+        "checkpoint/resuming.py",
+        "if seen == now:",
+        "if seen.tokens == now.tokens:",
+        "tests/test_hostile_checkpoints.py::test_data_that_have_changed",
+    ),
+    Bug(
+        "good steps are not counted on from the checkpoint",
+        "checkpoint/resuming.py",
+        "scale.scale, scale.good_steps, scale.tolerated = seen.scale, seen.good_steps, seen.tolerated",
+        "scale.scale, scale.tolerated = seen.scale, seen.tolerated",
+        "tests/test_faults.py::test_the_loss_scale_goes_on_where_it_was",
+    ),
+    Bug(
+        "lines of the log that are written again stay",
+        "observe/run_directory.py",
+        "_step_of(line) <= step",
+        "_step_of(line) <= step + 1",
+        "tests/test_faults.py::test_numbers_that_are_not_finite",
+    ),
+    Bug(
+        "a checkpoint is given up because an old one cannot be removed",
+        "checkpoint/saving.py",
+        "        self._complete = step\n",
+        "",
+        "tests/test_faults.py::test_a_checkpoint_that_is_complete_is_not_given_up",
+    ),
 ]  # fmt: skip
 
 
