@@ -38,7 +38,6 @@ from minitrain.precision import Precision
 Fill = Callable[[ParamSpec, tuple[slice, ...]], Array]
 """Gives the initial values of a box of a parameter."""
 
-
 SQUARES_BLOCK = 256
 """Under run.exact tensors and shards begin at multiples of it, so that nothing cuts a block of so many."""
 
@@ -138,7 +137,6 @@ class Unit:
 
     def _allocate(self, n: int, own: slice, fill: Fill) -> None:
         types, zero, sharded = self._memory.precision, self._memory.zero, self._memory.grid.shard.size > 1
-        leaves = self._memory.leaves
         full, n_own = np.zeros(n, types.param), own.stop - own.start
         master = np.zeros(n_own, types.master) if types.master != types.param else None
         for view, held in zip(self.layout.views(full).values(), self.held, strict=True):
@@ -151,8 +149,9 @@ class Unit:
             self.param_shard = full[own] if sharded else full
         else:
             self.param, self.param_shard = None, full[own].copy()
-        self._tree = TreeSum(leaves or 1, self._memory.pool)
-        if zero < 2 and leaves is None:
+        exact = self._memory.leaves is not None
+        self._tree = TreeSum(self._memory.leaves or 1, self._memory.pool)
+        if zero < 2 and not exact:
             self.grad: Array | None = np.zeros(n, types.grad)
             self.grad_shard = self.grad[own] if sharded else self.grad
         else:
@@ -175,7 +174,9 @@ class Unit:
 
     @contextmanager
     def grads(self) -> Iterator[dict[str, Array]]:
-        """The full gradients by name, to be added to."""
+        """The full gradients by name, to be added to. Where they are not kept, the own part takes them in when
+        they are complete: after each backward, or under run.exact after the last.
+        """
         if self._grad_views is not None:
             yield self._grad_views
             return
