@@ -174,7 +174,7 @@ class Unit:
 
     @contextmanager
     def grads(self) -> Iterator[dict[str, Array]]:
-        """The full gradients by name, to be added to. Where they are not kept, the own part takes them in when
+        """The full gradients by name, to be added to. Where they are not kept the own part takes them in when
         they are complete: after each backward, or under run.exact after the last.
         """
         if self._grad_views is not None:
