@@ -15,7 +15,8 @@ environment=${VIRTUAL_ENV:-$PWD/.venv}
 if [ -e "$environment/bin/activate" ]; then
     source "$environment/bin/activate"
 fi
-python -c 'import minitrain' || fail "no python with minitrain in $PWD; run scripts/demo once on the login node, or activate an environment before sbatch"
+python -c 'import minitrain' 2>/dev/null ||
+    fail "no python here has minitrain; $environment, or PATH; run scripts/demo once, or activate an environment before sbatch"
 
 export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 # a rank is one core; more threads fight for it
 
@@ -62,7 +63,7 @@ was_preempted() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' Preem
 requeue() {
     local code=$1 state
     state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
-    if [ "$state" != RUNNING ]; then
+    if [[ $state != RUNNING && $state != SIGNALING ]]; then
         return # cancelled, or requeued by somebody else
     elif [ "${SLURM_RESTART_COUNT:-0}" -ge $MOST_RESTARTS ]; then
         fail "job $SLURM_JOB_ID has been started $((MOST_RESTARTS + 1)) times and wants to go on; look at its output; then scontrol requeue $SLURM_JOB_ID"
