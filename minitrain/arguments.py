@@ -15,6 +15,7 @@ from minitrain.fields import Field, known_fields, nearest, sections, what_is_kno
 from minitrain.study import TOPICS, topics_with
 
 PROGRAM = "python -m minitrain"
+LONGEST = 1000  # letters of a word that may be more than text
 COMMANDS = {
     "train": "train a model and write a run directory (the default)",
     "generate": "sample text from a directory of weights",
@@ -226,8 +227,8 @@ def _value(word: str, option: Field) -> Any:
     if (float in option.kinds or _is_pair(option)) and _is_number(word):
         return float(word)
     try:
-        parsed = tomllib.loads(f"value = {word}")
-    except ValueError:  # of TOML, or of a number with thousands of digits
+        parsed = tomllib.loads(f"value = {word}") if len(word) <= LONGEST else {}
+    except (ValueError, RecursionError):  # of TOML, of a number with thousands of digits, of depth
         return word
     return parsed["value"] if len(parsed) == 1 else word
 

@@ -6,6 +6,8 @@ begins `minitrain: error:` (several problems of a configuration: a count, then o
 
 from typing import NamedTuple
 
+LONGEST = 1000  # letters of a part of a message
+
 
 class Problem(NamedTuple):
     what: str
@@ -73,6 +75,16 @@ class TryAgainError(MinitrainError):
     """The job was told to stop, hangs, or lost a rank: the same command may go on from its checkpoint."""
 
     exit_code = 75
+
+
+def one_line(text: str) -> str:
+    """`text` for a line of a terminal. Parts of it may come out of a file, so what a terminal would obey is
+    shown and not sent, and of a very long text the middle is left out.
+    """
+    text = " ".join(text.split())
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def render(problems: list[Problem], of: str = "configuration") -> str:

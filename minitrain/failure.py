@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 from minitrain.comm.interface import World
-from minitrain.errors import ConfigError, InternalError, MinitrainError, Problem, render
+from minitrain.errors import ConfigError, InternalError, MinitrainError, Problem, one_line, render
 
 INTERRUPTED = 130  # as a shell reports the signal of Ctrl-C
 OUT_OF_MEMORY = 2  # what was asked for does not fit: a matter of configuration
@@ -62,8 +62,8 @@ def exit_code_of(error: BaseException) -> int:
 def problems_of(error: BaseException) -> list[Problem]:
     """What to tell the user about any error."""
     if isinstance(error, MinitrainError):
-        return [Problem(*(_one_line(part) for part in problem)) for problem in error.problems]
-    message, place = _one_line(str(error)), _place(error)
+        return [Problem(*(one_line(part) for part in problem)) for problem in error.problems]
+    message, place = one_line(str(error)), _place(error)
     if isinstance(error, MemoryError):
         remedy = "lower train.micro_batch or the model's sizes, or split it over more ranks (tp, pp, zero)"
         return [Problem(f"out of memory: {message or 'nothing more to allocate'}", place, remedy)]
@@ -87,7 +87,3 @@ def _place(error: BaseException) -> str:
     frame = (ours or frames)[-1]
     path = Path(frame.filename)
     return f"{path.relative_to(package.parent) if ours else path.name}:{frame.lineno}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

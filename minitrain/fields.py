@@ -1,6 +1,7 @@
 """Every field of the configuration by its dotted name: what the command line and a TOML file may say."""
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from minitrain.config import Config
 
 SLIP = 0.65  # likeness from which a word is taken for a slip of the keyboard
+LONGEST = 100  # letters of a word that is looked at: the search takes time in proportion
 
 
 class Field(NamedTuple):
@@ -45,7 +47,7 @@ def known_fields() -> dict[str, Field]:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most likely meant: one that ends alike (`lr` for `optim.lr`), else one spelt alike."""
-    name = name.lower()
+    name = name[:LONGEST].lower()
     section, _, end = name.rpartition(".")
 
     def likeness(candidate: str) -> tuple[float, float]:
@@ -80,6 +82,7 @@ def field_value(config: Config, name: str) -> Any:
     return value
 
 
+@functools.cache
 def _comments(record: type) -> dict[str, str]:
     """The comment after each field, from the source text."""
     return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(record), re.MULTILINE))

@@ -6,6 +6,7 @@ so no rank needs all logits, and since the noise is a function of (seed, place, 
 the same text.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,9 @@ def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float
 def _weights_of(directory: str) -> str:
     """Of a run directory: the weights it ended with, or else its newest checkpoint."""
     run = Path(directory)
-    if (run / "config.json").exists():
+    if os.path.exists(run / "config.json"):
         return directory
-    if (run / EXPORT).is_dir():
+    if os.path.isdir(run / EXPORT):
         return str(run / EXPORT)
     checkpoints = checkpoints_in(run / CHECKPOINTS)
     return str(checkpoints[-1]) if checkpoints else directory

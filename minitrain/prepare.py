@@ -161,7 +161,7 @@ def _check_export(config: Config) -> None:
     """Raises CheckpointError if the weights could not be written at the end."""
     export, run = config.run.export_hf, config.run.dir
     own = export is True and config.run.resume != "no"  # of an earlier part of this run: it gives way
-    if not own and (isinstance(export, str) or (export and run and Path(run).is_dir())):
+    if not own and (isinstance(export, str) or (export and run and os.path.isdir(run))):
         from minitrain.checkpoint.huggingface import check_hf_destination
         from minitrain.checkpoint.weights import export_directory
 
@@ -210,7 +210,7 @@ def _check_generate(rest: dict[str, Any]) -> list[Problem]:
 
 
 def _check_convert(rest: dict[str, Any]) -> list[Problem]:
-    if Path(rest["source"]).resolve() != Path(rest["destination"]).resolve():
+    if os.path.realpath(rest["source"]) != os.path.realpath(rest["destination"]):
         return []
     return [Problem("SRC and DST are the same directory", "command line", "give a new one as DST")]
 

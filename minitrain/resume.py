@@ -4,6 +4,7 @@ Fields that the user names count; all others are the checkpoint's, not the defau
 directory alone. The model and the optimizer must be the checkpoint's.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ def _check_same(saved: Config, given: dict[str, Any], directory: Path) -> None:
 def _run_of(directory: Path) -> str | None:
     """The run directory that a checkpoint lies in."""
     run = directory.absolute().parent.parent
-    inside = directory.absolute().parent.name == CHECKPOINTS and (run / METRICS).exists()
+    inside = directory.absolute().parent.name == CHECKPOINTS and os.path.exists(run / METRICS)
     return str(run) if inside else None
 
 

@@ -9,6 +9,10 @@ from minitrain.arguments import Arguments
 from minitrain.config import Config
 from minitrain.errors import Problem
 from minitrain.fields import Field, known_fields, nearest, sections, what_is_known
+from minitrain.small_file import read_small
+
+LARGEST = 32 << 10  # bytes of a TOML file, of which all fields there are fill a tenth
+MOST_UNKNOWN = 20  # keys of it that are told one by one: of more it is another kind of file
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,22 @@ def read_toml(path: str) -> tuple[dict[str, Any], list[Problem], set[str]]:
     """The fields of a TOML file by dotted name, its problems, and the fields that these may be about."""
     known = known_fields()
     try:
-        with open(path, "rb") as file:
-            written = _flat(tomllib.load(file))
-    except OSError as error:
-        problem = Problem(
-            f"cannot read {path}: {error.strerror}", "--config", "name a TOML file that can be read"
-        )
+        text = read_small(path, LARGEST)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        problem = Problem(f"cannot read {path}: {reason}", "--config", "name a TOML file that can be read")
         return {}, [problem], set(known)
-    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
+    try:
+        written = _flat(tomllib.loads(text))
+    except (ValueError, RecursionError) as error:  # of TOML, of a number with thousands of digits, of depth
         return {}, [Problem(f"not TOML: {error}", path, "correct the file")], set(known)
 
     problems, doubtful = [], set()
-    for name in written.keys() - known.keys():
+    unknown = sorted(written.keys() - known.keys())
+    if len(unknown) > MOST_UNKNOWN:
+        what = f"{len(unknown)} keys are unknown, such as {unknown[0]}"
+        return {}, [Problem(what, path, "name a file of settings")], set(known)
+    for name in unknown:
         if name in sections():
             problems.append(
                 Problem(f"{name} is {_shown(written[name])}", path, f"write it as a table, [{name}]")
@@ -74,30 +82,36 @@ def read_toml(path: str) -> tuple[dict[str, Any], list[Problem], set[str]]:
 
 def _typed(given: dict[str, Any]) -> tuple[Config, list[str]]:
     """The configuration of those fields that have values of the right type, and the names of the others."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
+
+    adapter, known = TypeAdapter(Config), known_fields()
 
     # JSON, because there pydantic's strict mode takes a dict for a dataclass and a list for a tuple
     def check(fields: dict[str, Any]) -> Config:
-        return TypeAdapter(Config).validate_json(json.dumps(_nested(fields), default=str), strict=True)
+        return adapter.validate_json(json.dumps(_nested(fields), default=str), strict=True)
 
-    # True == 1 would pass for a choice of whole numbers
-    paths = [
-        name for name, value in given.items() if known_fields()[name].choices and isinstance(value, bool)
-    ]
-    try:
-        config = check(given)
-    except ValidationError as error:
-        paths += [".".join(str(part) for part in problem["loc"]) for problem in error.errors()]
-    if not paths:
-        return config, []
-    ill_typed = [name for name in given if any(f"{path}.".startswith(f"{name}.") for path in paths)]
+    def fits(name: str, value: Any) -> bool:
+        if known[name].choices and isinstance(value, bool):
+            return False  # True == 1 would pass for a choice of whole numbers
+        try:
+            check({name: value})
+        except (ValueError, RecursionError):  # of the type; or of what JSON cannot hold: a byte that is no
+            return False  # UTF-8, thousands of digits, a hundred levels
+        return True
+
+    ill_typed = [name for name, value in given.items() if not fits(name, value)]
     return check({name: value for name, value in given.items() if name not in ill_typed}), ill_typed
 
 
 def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names. An empty table is a value, and a wrong one, but where a section is meant."""
     fields: dict[str, Any] = {}
     for name, value in tables.items():
-        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and (value or path in sections()):
+            fields |= _flat(value, f"{path}.")
+        else:
+            fields[path] = value
     return fields
 
 
@@ -129,4 +143,7 @@ def _nearest_choice(value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, default=str)
+    try:
+        return json.dumps(value, default=str)
+    except (ValueError, RecursionError):
+        return "beyond all measure"

@@ -15,8 +15,8 @@ from minitrain.errors import CheckpointError
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 LATEST = "latest"  # the name of the newest, for people and scripts; nothing here relies on it
-_NAME = re.compile(r"step-(\d{8,})")
-_UNFINISHED = re.compile(r"step-\d{8,}\.(partial|deleting)")
+_NAME = re.compile(r"step-([0-9]{8,})")
+_UNFINISHED = re.compile(r"step-[0-9]{8,}\.(partial|deleting)")
 
 
 def checkpoint_name(step: int) -> str:
@@ -25,7 +25,7 @@ def checkpoint_name(step: int) -> str:
 
 def checkpoints_in(directory: Path) -> list[Path]:
     """Those of `directory`, the oldest first."""
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # Path.is_dir raises OSError for a name that is too long
         return []
     found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
     return sorted((p for p in found if p.is_dir() and not p.is_symlink()), key=step_of)
@@ -49,7 +49,7 @@ def find_checkpoint(resume: str, run_dir: str | None) -> Path | None:
     in_run = checkpoints_in(path / CHECKPOINTS) or checkpoints_in(path)
     if in_run:
         return in_run[-1]
-    if (path / "config.json").exists():
+    if os.path.exists(path / "config.json"):
         what, remedy = f"it has no {MANIFEST}", "start from its weights with run.init_from instead"
     else:
         what, remedy = "there is no checkpoint", "give a directory such as RUN/checkpoints/step-00000100"

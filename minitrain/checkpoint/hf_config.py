@@ -1,16 +1,23 @@
 """config.json of a Hugging Face directory, to a ModelConfig and back. What we do not compute is refused."""
 
 import json
-import math
+import os
+import reprlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minitrain.config import ModelConfig
+from minitrain.config import Config, ModelConfig
 from minitrain.errors import CheckpointError
+from minitrain.small_file import read_small
+from minitrain.validate import out_of_range
 
 CONFIG = "config.json"
+LARGEST = 1 << 20  # bytes of it
+LARGEST_FLOAT = sys.float_info.max  # a whole number in JSON may be larger
+shown = reprlib.repr  # a value in a message: no more than a line of it, however large or deep it is
 TOKENIZER_KEY = "minitrain_tokenizer"  # ours: which built-in tokenizer the ids belong to
 
 # Fields whose other values mean another computation. The first value stands for an absent field.
@@ -51,18 +58,18 @@ class _Fields:
         if value is None:
             raise self.refuse(f"{key} is not given", "complete the file")
         if type(value) is not int or value < 1:
-            raise self.refuse(f"{key} {value!r} is no positive whole number", "correct the file")
+            raise self.refuse(f"{key} {shown(value)} is no positive whole number", "correct the file")
         return value
 
     def positive(self, key: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.refuse(f"{key} {value!r} is no positive number", "correct the file")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST_FLOAT:
+            raise self.refuse(f"{key} {shown(value)} is no positive number", "correct the file")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.values.get(key, default)
         if not isinstance(value, bool):
-            raise self.refuse(f"{key} {value!r} is neither true nor false", "correct the file")
+            raise self.refuse(f"{key} {shown(value)} is neither true nor false", "correct the file")
         return value
 
 
@@ -72,14 +79,17 @@ def read_hf_model_config(directory: str | Path) -> tuple[ModelConfig, list[str]]
     arch = fields.values.get("model_type")
     if not isinstance(arch, str) or arch not in SUPPORTED:
         remedy = f"give a model of type {' or '.join(SUPPORTED)}"
-        raise fields.refuse(f"model_type {arch!r} is not supported", remedy)
+        raise fields.refuse(f"model_type {shown(arch)} is not supported", remedy)
     for key, values in SUPPORTED[arch].items():
         value = fields.values.get(key, values[0])
         if value not in values or isinstance(value, bool) != isinstance(values[0], bool):
-            raise fields.refuse(f"{key} {value!r} is not supported", f"give a model with {key} {values[0]!r}")
+            remedy = f"give a model with {key} {values[0]!r}"
+            raise fields.refuse(f"{key} {shown(value)} is not supported", remedy)
     model = _llama(fields) if arch == "llama" else _gpt2(fields)
+    if problems := out_of_range(Config(model=model)):
+        raise fields.refuse(next(iter(problems.values())).what, "correct the file")
     _check_heads(fields, model)
-    dropped = [(key, fields.values.get(key)) for key in DROPOUT if fields.values.get(key)]
+    dropped = [(key, shown(fields.values[key])) for key in DROPOUT if fields.values.get(key)]
     return model, [f"{key} {value} of {fields.path} is not applied: it runs as 0" for key, value in dropped]
 
 
@@ -138,12 +148,12 @@ def read_config_file(directory: str | Path) -> dict[str, Any]:
     """config.json as it is. Raises CheckpointError where there is none or it is damaged."""
     path = Path(directory) / CONFIG
     remedy = "give a Hugging Face directory of a Llama or GPT-2 model"
-    if not path.parent.is_dir():
+    if not os.path.isdir(directory):
         raise CheckpointError("the directory is not there", str(directory), remedy)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"the directory has no {CONFIG}", str(directory), remedy)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_small(path, LARGEST))
     except (OSError, ValueError, RecursionError) as problem:
         raise CheckpointError(f"the file cannot be read ({problem})", str(path), "copy it again") from None
     if not isinstance(values, dict):
@@ -192,11 +202,11 @@ def _rope_theta(fields: _Fields) -> float:
         if rope is None:
             continue
         if not isinstance(rope, dict):
-            raise fields.refuse(f"{key} {rope!r} is not supported", "give a model without RoPE scaling")
+            raise fields.refuse(f"{key} {shown(rope)} is not supported", "give a model without RoPE scaling")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             raise fields.refuse(
-                f"{key} of type {kind!r} is not supported", "give a model without RoPE scaling"
+                f"{key} of type {shown(kind)} is not supported", "give a model without RoPE scaling"
             )
         if rope.get("partial_rotary_factor", 1) != 1:
             raise fields.refuse(
@@ -214,7 +224,7 @@ def _check_heads(fields: _Fields, model: ModelConfig) -> None:
         raise fields.refuse(what, "correct the file")
     K = model.width // model.heads
     if fields.values.get("head_dim", K) not in (K, None):
-        what = f"head_dim {fields.values['head_dim']!r} is not width {model.width} / {model.heads} heads"
+        what = f"head_dim {shown(fields.values['head_dim'])} is not width {model.width} / {model.heads} heads"
         raise fields.refuse(what, "give a model whose head width is width / heads")
     if model.heads % model.kv_heads:
         what = f"{model.heads} heads are no multiple of {model.kv_heads} key/value heads"

@@ -140,7 +140,7 @@ def check_hf_destination(directory: str | Path, model: ModelConfig) -> None:
     if model.arch == "gpt2" and model.kv_heads != model.heads:
         what = f"a GPT-2 directory cannot hold {model.kv_heads} key/value heads for {model.heads} heads"
         raise CheckpointError(what, str(directory), f"set model.kv_heads to {model.heads}, or do not export")
-    plain = path.is_dir() and not path.is_symlink()  # a directory can take the place of no other thing
+    plain = os.path.isdir(path) and not path.is_symlink()  # a directory can take the place of no other thing
     if os.path.lexists(path) and (not plain or any(path.iterdir())):
         what = "the directory is not empty" if plain else "there is a file or link of that name"
         raise CheckpointError(what, str(directory), "give a new one: nothing is overwritten")

@@ -1,5 +1,6 @@
 """`checkpoint ls` and `checkpoint verify`: what lies in a directory, without MPI and without a run."""
 
+import os
 from pathlib import Path
 
 from minitrain.checkpoint.catalogue import CHECKPOINTS, MANIFEST, checkpoints_in
@@ -8,7 +9,7 @@ from minitrain.checkpoint.manifest import STATE, Manifest, read_manifest
 from minitrain.checkpoint.resuming import check_files, check_state
 from minitrain.checkpoint.safetensors_file import open_tensors
 from minitrain.comm.single import SingleComm
-from minitrain.errors import CheckpointError
+from minitrain.errors import CheckpointError, one_line
 from minitrain.optim import make_optimizer
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -25,7 +26,7 @@ def list_checkpoints(directory: str) -> str:
         try:
             rows.append((path.name, *_described(read_manifest(path))))
         except CheckpointError as error:
-            rows.append((path.name, f"damaged: {error.problems[0].what}"))
+            rows.append((path.name, one_line(f"damaged: {error.problems[0].what}")))
     widths = [max(len(row[i]) for row in rows if len(row) > 2 or i == 0) for i in range(len(rows[0]))]
     lines = [
         "  ".join(f"{entry:<{width}}" for entry, width in zip(row, widths, strict=False)) for row in rows
@@ -38,7 +39,9 @@ def verify(path: Path) -> str:
     manifest = read_manifest(path)
     check_files(path, manifest, SingleComm())
     HFReader(path, manifest.config.model)
-    check_state(open_tensors(path / STATE), manifest.config, make_optimizer(manifest.config.optim), path)
+    check_state(
+        open_tensors(path / STATE), manifest.config, make_optimizer(manifest.config.optim), path / STATE
+    )
     n_chunks = sum(len(file.chunks) for file in manifest.files.values())
     return f"{path}: complete, {_size(manifest)}, {n_chunks} of {n_chunks} checksums right"
 
@@ -46,7 +49,7 @@ def verify(path: Path) -> str:
 def found(directory: str) -> list[Path]:
     """The checkpoint that `directory` is, or those in it or in its run. Raises CheckpointError if none."""
     path = Path(directory)
-    if (path / MANIFEST).exists():
+    if os.path.lexists(path / MANIFEST):
         return [path]
     if paths := checkpoints_in(path / CHECKPOINTS) or checkpoints_in(path):
         return paths
@@ -57,7 +60,7 @@ def _described(manifest: Manifest) -> tuple[str, ...]:
     config = manifest.config
     parallel = config.parallel
     layout = f"dp {parallel.dp} x pp {parallel.pp} x tp {parallel.tp}, zero {parallel.zero}"
-    written = manifest.written.replace("T", " ").removesuffix("+00:00")
+    written = one_line(manifest.written).replace("T", " ").removesuffix("+00:00")[:30]
     return str(manifest.step), _size(manifest), written, config.precision, config.optim.name, layout
 
 

@@ -5,9 +5,7 @@ A checkpoint is a directory of five files with fixed names. Nothing in the manif
 
 import json
 import math
-import os
 import re
-import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,14 @@ from minitrain.checkpoint.digests import digest, n_chunks
 from minitrain.config import Config
 from minitrain.config_text import from_json
 from minitrain.errors import CheckpointError
-from minitrain.validate import out_of_range
+from minitrain.resolve import ranks_wanted, resolve
+from minitrain.small_file import read_small
+from minitrain.validate import out_of_range, validate
 
 WEIGHTS, MODEL, STATE = "model.safetensors", "config.json", "state.safetensors"
 FILES = (MODEL, WEIGHTS, STATE)
 FORMAT, VERSION = "minitrain checkpoint", 1
-LARGEST = 64 << 20  # bytes of a manifest: one of 30 TB of files
+LARGEST = 16 << 20  # bytes of a manifest: one of 7 TB of files
 _HEX = re.compile(r"[0-9a-f]{32}")
 
 
@@ -93,9 +93,9 @@ def read_manifest(directory: Path) -> Manifest:
     """Checked from beginning to end, but for the files it speaks of. Raises CheckpointError."""
     path = directory / MANIFEST
     try:
-        text = _small_file(path)
-        fields = json.loads(text)
+        fields = json.loads(read_small(path, LARGEST, follow=False))
         checksum = fields.pop("checksum", None) if isinstance(fields, dict) else None
+        right = checksum == _checksum(fields)
     except (OSError, ValueError, RecursionError) as problem:
         raise _damaged(path, f"cannot be read ({' '.join(str(problem).split())[:200]})") from None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
@@ -103,7 +103,7 @@ def read_manifest(directory: Path) -> Manifest:
     if fields.get("version") != VERSION:
         what = f"is of version {str(fields.get('version'))[:20]}, and this minitrain reads version {VERSION}"
         raise CheckpointError(f"{MANIFEST} {what}", str(path), "use the minitrain that wrote it")
-    if checksum != _checksum(fields):
+    if not right:
         raise _damaged(path, "does not have the checksum that it names")
     return _typed(path, fields)
 
@@ -136,20 +136,17 @@ def _wrong_entry(manifest: Manifest) -> str | None:
         right = len(file.chunks) == n_chunks(file.bytes) and all(map(_HEX.fullmatch, file.chunks))
         if file.bytes < 0 or not right:
             return f"files.{name}: {file.bytes} bytes in {len(file.chunks)} chunks"
-    problems = out_of_range(manifest.config)
-    return next(iter(problems.values())).what if problems else None
+    return _wrong_config(manifest.config)
 
 
-def _small_file(path: Path) -> str:
-    """The text of a plain file. Raises OSError or ValueError for a link, a pipe, or one that is too long."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(file, "rb") as opened:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no file")
-        if status.st_size > LARGEST:
-            raise ValueError(f"it has {status.st_size} bytes, more than {LARGEST}")
-        return opened.read(LARGEST).decode("utf-8")
+def _wrong_config(config: Config) -> str | None:
+    """It ran once, so it is complete and legal on as many ranks as it names."""
+    if problems := out_of_range(config):
+        return next(iter(problems.values())).what
+    n_ranks = ranks_wanted(config.parallel)
+    if resolve(config, {}, n_ranks).config != config:
+        return "the configuration is not complete"
+    return next((problem.what for problem in validate(config, n_ranks)), None)
 
 
 def _checksum(fields: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -130,17 +130,18 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
                 pass  # the library has checked sizes, types, offsets, overlaps and gaps
             header = json.loads(os.pread(file, length, 8))
         header.pop("__metadata__", None)
-        return {name: _stored(path, 8 + length, **entry) for name, entry in header.items()}
+        return {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
     except (SafetensorError, ValueError, OSError) as problem:
         what = f"the file cannot be read as safetensors ({' '.join(str(problem).split())})"
         raise CheckpointError(what, str(path), "copy it again from where it came") from None
 
 
-def _stored(path: Path, data: int, dtype: str, shape: list[int], data_offsets: list[int]) -> StoredTensor:
+def _stored(path: Path, data: int, entry: dict[str, Any]) -> StoredTensor:
+    """The tensor that an entry of the header describes, which may have more fields than these."""
     known = FLOATS | OTHERS
-    if dtype not in known:
-        raise ValueError(f"type {dtype} is none of {', '.join(known)}")
-    return StoredTensor(path, tuple(shape), known[dtype], data + data_offsets[0])
+    if entry["dtype"] not in known:
+        raise ValueError(f"type {entry['dtype']} is none of {', '.join(known)}")
+    return StoredTensor(path, tuple(entry["shape"]), known[entry["dtype"]], data + entry["data_offsets"][0])
 
 
 def _blocks(rows: Array, values: Array) -> Iterator[slice | Array]:

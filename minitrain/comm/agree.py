@@ -4,6 +4,7 @@ whether all have the same.
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -39,8 +40,8 @@ def agree(comm: Comm, error: MinitrainError | None) -> None:
     if failing.size == 0:
         return
     root = int(failing[0])
-    mine = "\0".join("\1".join(p) for p in error.problems) if error and comm.rank == root else None
-    problems = [Problem(*p.split("\1")) for p in broadcast_text(comm, mine, root).split("\0")]
+    mine = json.dumps(error.problems) if error and comm.rank == root else None
+    problems = [Problem(*parts) for parts in json.loads(broadcast_text(comm, mine, root))]
     raise MinitrainError.everywhere(problems, int(codes[root]))
 
 

@@ -26,13 +26,13 @@ def check_run_directory(path: str | None, goes_on: bool = False) -> list[Problem
     `goes_on`: it may hold a run, which is continued.
     """
     remedy = "choose another run.dir"
-    if path is not None and (Path(path) / METRICS).exists() and not goes_on:
+    if path is not None and os.path.exists(Path(path) / METRICS) and not goes_on:
         remedy = "choose another run.dir, or go on with --run.resume auto: nothing is overwritten"
         return [Problem(f"{path} holds a run already", "run.dir", remedy)]
     wanted = Path(RUNS if path is None else path).absolute()
     nearest = next(place for place in (wanted, *wanted.parents) if os.path.lexists(place))
-    if not nearest.is_dir():
-        what = "is a link to nothing" if not nearest.exists() else "is a file, not a directory"
+    if not os.path.isdir(nearest):
+        what = "is a link to nothing" if not os.path.exists(nearest) else "is a file, not a directory"
         return [Problem(f"{nearest} {what}", "run.dir", remedy)]
     if not os.access(nearest, os.W_OK | os.X_OK):
         return [Problem(f"{nearest} is not writable", "run.dir", remedy)]
@@ -55,7 +55,7 @@ class Claim(NamedTuple):
 def claim_run_directory(config: Config) -> Claim:
     """Makes `run.dir`, or else the first `runs/NAME-001`, -002 ... that is free, which no other run gets."""
     wanted = Path(RUNS if config.run.dir is None else config.run.dir)
-    missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
+    missing = [path for path in (wanted, *wanted.parents) if not os.path.exists(path)]
     try:
         wanted.mkdir(parents=True, exist_ok=True)
         if config.run.dir is not None:
@@ -96,7 +96,7 @@ def _step_of(line: bytes) -> float:
     """Infinity for what a crash left half written."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf
 
 
