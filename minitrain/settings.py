@@ -1,15 +1,19 @@
 """Settings: defaults < TOML file < command line, put together and checked for names and types, on rank 0."""
 
+import functools
 import json
 import tomllib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitrain.arguments import Arguments
 from minitrain.config import Config
 from minitrain.errors import Problem
 from minitrain.fields import Field, known_fields, nearest, sections, what_is_known
 from minitrain.small_file import read_small
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 LARGEST = 32 << 10  # bytes of a TOML file, of which all fields there are fill a tenth
 MOST_UNKNOWN = 20  # keys of it that are told one by one: of more it is another kind of file
@@ -82,13 +86,11 @@ def read_toml(path: str) -> tuple[dict[str, Any], list[Problem], set[str]]:
 
 def _typed(given: dict[str, Any]) -> tuple[Config, list[str]]:
     """The configuration of those fields that have values of the right type, and the names of the others."""
-    from pydantic import TypeAdapter
-
-    adapter, known = TypeAdapter(Config), known_fields()
+    known = known_fields()
 
     # JSON, because there pydantic's strict mode takes a dict for a dataclass and a list for a tuple
     def check(fields: dict[str, Any]) -> Config:
-        return adapter.validate_json(json.dumps(_nested(fields), default=str), strict=True)
+        return _reader().validate_json(json.dumps(_nested(fields), default=str), strict=True)
 
     def fits(name: str, value: Any) -> bool:
         if known[name].choices and isinstance(value, bool):
@@ -101,6 +103,14 @@ def _typed(given: dict[str, Any]) -> tuple[Config, list[str]]:
 
     ill_typed = [name for name, value in given.items() if not fits(name, value)]
     return check({name: value for name, value in given.items() if name not in ill_typed}), ill_typed
+
+
+@functools.cache
+def _reader() -> "TypeAdapter[Config]":
+    """Made once, as it takes longer than all it reads."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Config)
 
 
 def _flat(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:

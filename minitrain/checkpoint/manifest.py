@@ -3,12 +3,13 @@
 A checkpoint is a directory of five files with fixed names. Nothing in the manifest is ever used as a path.
 """
 
+import functools
 import json
 import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitrain.checkpoint.catalogue import MANIFEST, remedy_for
 from minitrain.checkpoint.digests import digest, n_chunks
@@ -18,6 +19,9 @@ from minitrain.errors import CheckpointError
 from minitrain.resolve import ranks_wanted, resolve
 from minitrain.small_file import read_small
 from minitrain.validate import out_of_range, validate
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 WEIGHTS, MODEL, STATE = "model.safetensors", "config.json", "state.safetensors"
 FILES = (MODEL, WEIGHTS, STATE)
@@ -109,10 +113,10 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _typed(path: Path, fields: dict[str, Any]) -> Manifest:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        manifest = TypeAdapter(Manifest).validate_json(json.dumps(fields), strict=True)
+        manifest = _reader().validate_json(json.dumps(fields), strict=True)
     except (ValidationError, RecursionError) as problem:
         first = (
             problem.errors()[0] if isinstance(problem, ValidationError) else {"loc": (), "msg": "too deep"}
@@ -122,6 +126,14 @@ def _typed(path: Path, fields: dict[str, Any]) -> Manifest:
     if wrong := _wrong_entry(manifest):
         raise _damaged(path, f"has a wrong entry: {wrong}")
     return manifest
+
+
+@functools.cache
+def _reader() -> "TypeAdapter[Manifest]":
+    """Made once, as it takes longer than all it reads."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
 
 
 def _wrong_entry(manifest: Manifest) -> str | None:
