@@ -93,7 +93,11 @@ def test_the_loss_scale_goes_on_where_it_was(tmp_path: Path, unbroken: Unbroken)
 # --- ranks that die while a checkpoint is written
 
 
-@pytest.mark.parametrize("mode", ["", pytest.param("--run.background true", marks=pytest.mark.long)])
+BACKGROUND = "--run.background true"
+MODES = ["", pytest.param(BACKGROUND, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_death_between_any_two_parts_of_a_checkpoint(mode: str, tmp_path: Path, unbroken: Unbroken) -> None:
     """The one before it stays, or it is complete. Every step is saved; a start, a fault, and so on."""
     training = Training(tmp_path, f"{FOUR} --run.save_every 1 {mode}")
@@ -122,6 +126,16 @@ def test_death_between_any_two_parts_of_a_checkpoint(mode: str, tmp_path: Path, 
             assert {before, now} < there and any(name.endswith(".deleting") for name in there)
         else:
             assert {before, f"{now}.partial"} < there and now not in there
+    assert same(training.finish(), unbroken(FOUR, 4))
+
+
+def test_errors_of_the_thread_that_writes_are_the_rank_s(tmp_path: Path, unbroken: Unbroken) -> None:
+    """They end the run as if they had happened in a step."""
+    training = Training(tmp_path, f"{FOUR} --run.save_every 2 {BACKGROUND}")
+    says = r"^rank 3: out of memory: .*; minitrain/checkpoint/saving.py:\d+; "
+    check_end(training, training.start("memory@write", 3, 4), 2, says)
+    says = r"^rank 0: RuntimeError: a planted fault; minitrain/checkpoint/saving.py:\d+; "
+    check_end(training, training.start("raise@manifest", 0, 8), 6, says)
     assert same(training.finish(), unbroken(FOUR, 4))
 
 
@@ -154,9 +168,10 @@ def test_a_second_signal_is_not_waited_for(tmp_path: Path, unbroken: Unbroken) -
 # --- disks
 
 
-def test_one_checkpoint_that_cannot_be_written(tmp_path: Path, unbroken: Unbroken) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_one_checkpoint_that_cannot_be_written(mode: str, tmp_path: Path, unbroken: Unbroken) -> None:
     """No rank goes on as if it were there, and training goes on. The last one is another matter."""
-    training = Training(tmp_path, f"{FOUR} --run.save_every 5 --run.keep 9")
+    training = Training(tmp_path, f"{FOUR} --run.save_every 5 --run.keep 9 {mode}")
     done = training.start("full@write", 3, 5)
     assert done.returncode == 0 and PREFIX not in done.stderr
     what = "no checkpoint of step 5: the checkpoint cannot be written (No space left on device); "
