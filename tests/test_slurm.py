@@ -123,7 +123,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     @functools.cache
     def result(ranks: int, steps: int) -> Numbers:
         folder = tmp_path_factory.mktemp("unbroken")
-        done = run_minitrain(*SMALL, "--train.steps", steps, "--run.dir", folder / "run", ranks=ranks)
+        arguments = (*SMALL, "--train.steps", steps, "--run.dir", folder / "run")
+        done = run_minitrain(*arguments, ranks=ranks, env={"OMPI_MCA_mpi_yield_when_idle": "1"})
         assert done.returncode == 0, done.stderr
         return numbers(folder / "run")
 
