@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several nodes, by the mpirun of the environment: it starts its daemons on the other nodes through srun.
 #   sbatch --nodes=4 slurm/mpirun.sh --parallel.tp 4
-# Pre-emption gives mpirun no time for a checkpoint, unless the site has PreemptParameters=send_user_signal: use srun.sh.
+# Pre-emption gives mpirun no time for a checkpoint (docs/clusters.md): where jobs are pre-empted, use srun.sh.
 #SBATCH --job-name=minitrain
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4

@@ -1,4 +1,4 @@
-"""minitrain on several hosts (scripts/hosts_local): network namespaces of this machine, with TCP between them."""
+"""minitrain on several hosts (scripts/hosts_local): namespaces of this machine, with TCP between them."""
 
 import json
 import os

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,8 +29,9 @@ Unbroken = Callable[[int, int], Numbers]
 class Cluster:
     """A running Slurm of two nodes, and a user in a folder with the scripts, but for them empty."""
 
-    def __init__(self, folder: Path) -> None:
-        self.home, self.folder = folder, folder / "cluster"
+    def __init__(self, home: Path) -> None:
+        self.home, self.folder = home, home / "cluster"
+        shutil.copytree(REPOSITORY / "slurm", home / "slurm")
         self.variables = {"SLURM_LOCAL": str(self.folder)}
         started = self.local("start", "2", "4")
         if started.returncode == CANNOT:
@@ -106,9 +108,7 @@ def numbers(run_dir: Path) -> Numbers:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("slurm")
-    (folder / "slurm").symlink_to(REPOSITORY / "slurm")
-    cluster = Cluster(folder)
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
         yield cluster
     finally:
@@ -165,6 +165,11 @@ def check_it_went_on(slurm: Cluster, job: str, unbroken: Unbroken, ended_with: s
     assert numbers(slurm.run_dir(job)) == unbroken(2, STEPS)
 
 
+def preempt(slurm: Cluster) -> None:
+    """A job that wants all nodes, and comes before others."""
+    slurm.wait(slurm.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true"))
+
+
 def test_a_job_whose_time_is_nearly_up(slurm: Cluster, unbroken: Unbroken) -> None:
     """Slurm tells the batch shell alone; here scancel does it, since Slurm's own clock counts minutes."""
     jobs = [start(slurm, script) for script in LAUNCHERS]
@@ -180,8 +185,7 @@ def test_a_job_that_is_preempted(slurm: Cluster, unbroken: Unbroken) -> None:
     jobs = by_mpirun, by_srun = [start(slurm, script) for script in LAUNCHERS]
     for job in jobs:
         wait_until_it_trains(slurm, job)
-    other = slurm.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true")
-    slurm.wait(other)
+    preempt(slurm)
     check_it_went_on(slurm, by_mpirun, unbroken)
     check_it_went_on(slurm, by_srun, unbroken, ended_with="75")
 
@@ -233,7 +237,6 @@ def test_the_check_of_a_broken_environment(broken: dict[str, str], error: str, s
 
 
 def test_two_at_once_and_nothing_stays(slurm: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "slurm").symlink_to(REPOSITORY / "slurm")
     second = Cluster(tmp_path)
     job = second.submit("--nodes=2", "--wrap", "sleep 1000 & setsid sleep 1000 & srun sleep 1000")
     second.wait_until(lambda: True if len(second.processes()) > 8 else None, job)
@@ -251,3 +254,41 @@ def test_by_the_clock_of_slurm(slurm: Cluster) -> None:
     slurm.wait_until(lambda: True if "goes on from step" in slurm.output(job) else None, job)
     slurm.call("scancel", job)
     assert f"job {job} ended with 75 and goes on later" in slurm.wait(job, "CANCELLED")
+
+
+@pytest.mark.long
+def test_pre_emption_of_which_the_shell_is_told(tmp_path: Path, unbroken: Unbroken) -> None:
+    """Where Slurm is so configured, mpirun has time for a checkpoint too."""
+    slurm = Cluster(tmp_path)
+    try:
+        with (slurm.folder / "slurm.conf").open("a") as file:
+            file.write("SlurmctldParameters=preempt_send_user_signal\n")
+        slurm.call("scontrol", "reconfigure")
+        job = start(slurm, "mpirun")
+        wait_until_it_trains(slurm, job)
+        preempt(slurm)
+        check_it_went_on(slurm, job, unbroken, ended_with="75")
+    finally:
+        slurm.local("stop")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script, old, new", [
+    ("mpirun", "was_preempted #", "false #"),
+    ("srun", 'if [ "$code" = 75 ]', 'if [ "$code" = 76 ]'),
+], ids=["an exit with 0 is believed", "an exit with 75 is final"])  # fmt: skip
+def test_a_planted_bug_is_noticed(
+    script: str, old: str, new: str, slurm: Cluster, unbroken: Unbroken
+) -> None:
+    common = slurm.home / "slurm" / "common.sh"
+    sound = common.read_text()
+    assert sound.count(old) == 1
+    common.write_text(sound.replace(old, new))
+    try:
+        job = start(slurm, script)
+        wait_until_it_trains(slurm, job)
+        preempt(slurm)
+        with pytest.raises(AssertionError, match="start 1"):
+            check_it_went_on(slurm, job, unbroken)
+    finally:
+        common.write_text(sound)
