@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from launch import run_minitrain
+from launch import REPOSITORY, run_minitrain
 from layouts import (
     GPT2,
     LIMIT,
@@ -36,6 +36,7 @@ from minitrain.arrays.types import Array
 from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
+from minitrain.comm.single import SingleComm
 from minitrain.comm.threads import run_threads
 from minitrain.config import Config, LossScaleConfig, OptimConfig, RunConfig
 from minitrain.curvature import curvature_is_due, estimate_curvature
@@ -318,3 +319,15 @@ def numbers(run: Path) -> list[tuple[int, float | None, float | None, float | No
     """Step, loss, norm and held-out loss of every line of its metrics."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [(x["step"], x.get("loss"), x.get("grad_norm"), x.get("eval_loss")) for x in lines]
+
+
+def test_what_the_bench_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts" / "bench")
+    import exact
+
+    cells = exact.bench("2x128", SingleComm(), zero=0, rounds=1)
+    row = dict(zip(exact.HEADER, cells, strict=False))
+    assert len(cells) == len(exact.HEADER) and row["model"] == "2x128" and row["layout"] == "dp 1, zero 0"
+    assert float(row["exact/plain"]) > 0
+    assert cells[5:7] == ["0.00", "0.00"] and float(cells[8]) > float(cells[7]), "bytes sent, and memory"
+    float.fromhex(cells[-1])
