@@ -165,8 +165,8 @@ def check_it_went_on(slurm: Cluster, job: str, unbroken: Unbroken, ended_with: s
     assert numbers(slurm.run_dir(job)) == unbroken(2, STEPS)
 
 
-def preempt(slurm: Cluster) -> None:
-    """A job that wants all nodes, and comes before others."""
+def preempt(slurm: Cluster, _: str = "") -> None:
+    """Another job wants all nodes, and comes first."""
     slurm.wait(slurm.submit("--partition=high", "--nodes=2", "--exclusive", "--wrap", "true"))
 
 
@@ -272,13 +272,31 @@ def test_pre_emption_of_which_the_shell_is_told(tmp_path: Path, unbroken: Unbrok
         slurm.local("stop")
 
 
+def end_step(slurm: Cluster, job: str) -> None:
+    """The ranks exit with 75, for a reason that the batch shell does not know."""
+    slurm.call("scancel", "--signal=TERM", job)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("script, old, new", [
-    ("mpirun", "was_preempted #", "false #"),
-    ("srun", 'if [ "$code" = 75 ]', 'if [ "$code" = 76 ]'),
+def test_the_ranks_alone_know_that_they_must_go_on(slurm: Cluster, unbroken: Unbroken) -> None:
+    job = start(slurm, "srun")
+    wait_until_it_trains(slurm, job)
+    end_step(slurm, job)
+    check_it_went_on(slurm, job, unbroken, ended_with="75")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script, interrupt, old, new", [
+    ("mpirun", preempt, "was_preempted #", "false #"),
+    ("srun", end_step, 'if [ "$code" = 75 ]', 'if [ "$code" = 76 ]'),
 ], ids=["an exit with 0 is believed", "an exit with 75 is final"])  # fmt: skip
 def test_a_planted_bug_is_noticed(
-    script: str, old: str, new: str, slurm: Cluster, unbroken: Unbroken
+    script: str,
+    interrupt: Callable[[Cluster, str], None],
+    old: str,
+    new: str,
+    slurm: Cluster,
+    unbroken: Unbroken,
 ) -> None:
     common = slurm.home / "slurm" / "common.sh"
     sound = common.read_text()
@@ -287,7 +305,7 @@ def test_a_planted_bug_is_noticed(
     try:
         job = start(slurm, script)
         wait_until_it_trains(slurm, job)
-        preempt(slurm)
+        interrupt(slurm, job)
         with pytest.raises(AssertionError, match="start 1"):
             check_it_went_on(slurm, job, unbroken)
     finally:
