@@ -17,8 +17,9 @@ from minitrain.config import Config
 from minitrain.config_text import from_json
 from minitrain.errors import CheckpointError
 from minitrain.resolve import ranks_wanted, resolve
+from minitrain.rules import LAYOUT_RULES, MODEL_RULES, breaches
 from minitrain.small_file import read_small
-from minitrain.validate import out_of_range, validate
+from minitrain.validate import out_of_range
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -152,13 +153,14 @@ def _wrong_entry(manifest: Manifest) -> str | None:
 
 
 def _wrong_config(config: Config) -> str | None:
-    """It ran once, so it is complete and legal on as many ranks as it names."""
-    if problems := out_of_range(config):
-        return next(iter(problems.values())).what
+    """It ran once, so its numbers are complete, and model and layout legal on as many ranks as it names."""
+    for problem in out_of_range(config).values():
+        return problem.what
     n_ranks = ranks_wanted(config.parallel)
     if resolve(config, {}, n_ranks).config != config:
         return "the configuration is not complete"
-    return next((problem.what for problem in validate(config, n_ranks)), None)
+    problems = breaches(MODEL_RULES + LAYOUT_RULES, config, n_ranks, {"data.tokenizer"})
+    return problems[0].what if problems else None
 
 
 def _checksum(fields: dict[str, Any]) -> str:

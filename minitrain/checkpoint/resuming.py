@@ -5,19 +5,18 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-from minitrain.arrays.narrow import compute_type
 from minitrain.checkpoint.catalogue import MANIFEST, remedy_for
 from minitrain.checkpoint.digests import CHUNK, digest_own_chunks, first_difference
 from minitrain.checkpoint.huggingface import HFReader
 from minitrain.checkpoint.manifest import STATE, DataSeen, Manifest, read_manifest
 from minitrain.checkpoint.safetensors_file import FLOATS, StoredTensor, open_tensors
 from minitrain.checkpoint.state import read_state, state_tensors
+from minitrain.checkpoint.weights import stored_values
 from minitrain.comm.interface import Comm
 from minitrain.config import Config
 from minitrain.errors import CheckpointError, DataError
 from minitrain.optim.optimizer import Optimizer
 from minitrain.parallel.unit import Fill
-from minitrain.precision import PRECISIONS
 from minitrain.step import Trainer
 
 
@@ -49,9 +48,7 @@ def check_if_checkpoint(directory: Path, comm: Comm) -> None:
 
 def saved_values(config: Config, directory: Path) -> Fill:
     """The weights of a checkpoint, to fill a stage with. Raises CheckpointError."""
-    reader = HFReader(directory, config.model)
-    dtype = compute_type(PRECISIONS[config.precision].param)  # rounded where it is put
-    return lambda spec, box: reader.read(spec, box).astype(dtype, copy=False)
+    return stored_values(HFReader(directory, config.model), config)
 
 
 def restore(config: Config, trainer: Trainer, directory: Path, manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minitrain.arrays.blocks import all_finite
 from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.hf_config import read_hf_model_config
@@ -20,6 +21,7 @@ from minitrain.comm.agree import together
 from minitrain.comm.grid import Grid
 from minitrain.config import Config
 from minitrain.data.philox import normal
+from minitrain.errors import CheckpointError
 from minitrain.model.spec import ParamSpec
 from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Fill
@@ -37,8 +39,27 @@ def initial_values(config: Config) -> Fill:
     if config.run.init_from is None:
         return lambda spec, box: _random(config.train.seed, spec, box, dtype)
     stored, _ = read_hf_model_config(config.run.init_from)
-    reader = HFReader(config.run.init_from, stored)
-    return lambda spec, box: reader.read(spec, box).astype(dtype, copy=False)
+    return stored_values(HFReader(config.run.init_from, stored), config)
+
+
+def stored_values(reader: HFReader, config: Config) -> Fill:
+    """The weights of a directory, to fill a stage with. Raises CheckpointError where one is beyond what the
+    run's precision can hold.
+    """
+    param = PRECISIONS[config.precision].param
+    dtype = compute_type(param)  # rounded where it is put
+
+    def read(spec: ParamSpec, box: tuple[slice, ...]) -> Array:
+        stored = reader.read(spec, box)
+        with np.errstate(over="ignore"):
+            values = stored.astype(dtype, copy=False)
+            rounded = values.astype(param, copy=False)
+        if rounded is not stored and not all_finite(rounded.reshape(-1)):
+            what = f"a weight of {spec.name} is beyond the numbers of {config.precision}"
+            raise CheckpointError(what, str(reader.directory), "choose another precision, such as fp32")
+        return values
+
+    return read
 
 
 def _random(seed: int, spec: ParamSpec, box: tuple[slice, ...], dtype: np.dtype[np.generic]) -> Array:
