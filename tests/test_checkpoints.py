@@ -21,7 +21,7 @@ from minitrain.checkpoint.saving import Saver
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.threads import run_threads
-from minitrain.config import Config, LossScaleConfig, OptimConfig, RunConfig
+from minitrain.config import Config, DataConfig, LossScaleConfig, OptimConfig, RunConfig
 from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.defaults import OPTIMIZERS
 from minitrain.precision import PRECISIONS
@@ -97,6 +97,7 @@ def configured(case: dict[str, object], prefix: str = "") -> Config:
         train=replace(config.train, global_batch=8),
         loss_scale=scale,
         precision=precision,  # type: ignore[arg-type]
+        data=DataConfig(path="/ids.bin"),  # 37 ids are too few for bytes
         run=RunConfig(keep=10),
     )
 

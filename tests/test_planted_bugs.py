@@ -191,8 +191,8 @@ BUGS = [
     Bug(
         "the last micro-batch is dropped",
         "step.py",
-        "len(batch.ids_MN))",
-        "len(batch.ids_MN) - 1)",
+        "in trainer.schedule(pp.rank, pp.size, len(batch.ids_MN)):",
+        "in trainer.schedule(pp.rank, pp.size, len(batch.ids_MN) - 1):",
         layout("llama-dp2tp1pp1-zero0/1-1f1b"),
     ),
     Bug(

@@ -40,13 +40,14 @@ def read_dumps(directory: Path, n_ranks: int) -> dict[int, Dump]:
 
 def look(rank: int, calls: CallLog) -> dict[str, Any]:
     """All that another thread can tell of a rank, at this moment."""
-    pending = calls.pending
-    frames = sys._current_frames()
+    pending, frames = calls.pending, sys._current_frames()
+    call = None
+    if pending:
+        seconds = time.perf_counter() - pending.since
+        call = pending.call._asdict() | {"seconds": seconds, "since": time.time() - seconds}
     return {
         "rank": rank,
-        "pending": pending.call._asdict() | {"seconds": time.perf_counter() - pending.since}
-        if pending
-        else None,
+        "pending": call,
         "place": place(frames[calls.thread]) if calls.thread in frames else "its end",
         "begun": [[*key, number] for key, number in list(calls.begun.items())],
         "last": [f"{describe(call)}: {seconds:.6f} s" for call, seconds in list(calls.last)],
@@ -59,13 +60,15 @@ def look(rank: int, calls: CallLog) -> dict[str, Any]:
 
 
 def to_dump(entry: dict[str, Any]) -> Dump:
-    """What `look` has seen, as far as it matters for `explain`."""
+    """What `look` has seen, as far as it matters for `explain`. Ranks look at different times: how long each
+    has waited is told as of now.
+    """
     begun = {(is_message, axis, tuple(ranks)): number for is_message, axis, ranks, number in entry["begun"]}
     if entry["pending"] is None:
         return Dump(None, 0.0, begun, entry["place"])
-    seconds = entry["pending"].pop("seconds")
-    call = Call(**entry["pending"] | {"ranks": tuple(entry["pending"]["ranks"])})
-    return Dump(call, seconds, begun, entry["place"])
+    pending = entry["pending"]
+    fields = {name: pending[name] for name in Call._fields} | {"ranks": tuple(pending["ranks"])}
+    return Dump(Call(**fields), time.time() - pending["since"], begun, entry["place"])
 
 
 def place(frame: FrameType) -> str:
