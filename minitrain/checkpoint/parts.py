@@ -41,10 +41,9 @@ def parts_to_write(unit: Unit, grid: Grid) -> Iterator[Part]:
             yield from _parts(held, mine)
 
 
-def parts_to_read(unit: Unit) -> Iterator[Part]:
-    """All that this rank holds of the unit."""
-    for held in unit.held:
-        yield from _parts(held, slice(0, held.run.stop - held.run.start))
+def parts_to_read(held: Held) -> Iterator[Part]:
+    """All that this rank holds of a parameter."""
+    return _parts(held, slice(0, held.run.stop - held.run.start))
 
 
 def _parts(held: Held, elements: slice) -> Iterator[Part]:

@@ -67,6 +67,11 @@ class StoredTensor(NamedTuple):
         Raises CheckpointError if the file cannot be read, or has become shorter than its header says.
         """
         values = np.empty((len(rows), columns.stop - columns.start), self.dtype)
+        self.read_into(rows, columns, values)
+        return values
+
+    def read_into(self, rows: Array, columns: slice, values: Array) -> None:
+        """The same into `values`, C-contiguous and of the tensor's type. Raises CheckpointError."""
         try:
             with _opened(self.path, os.O_RDONLY) as file:
                 for block in _blocks(rows, values):
@@ -78,7 +83,6 @@ class StoredTensor(NamedTuple):
         except OSError as problem:
             what = f"the file cannot be read ({problem.strerror or problem})"
             raise CheckpointError(what, str(self.path), "copy it again from where it came") from None
-        return values
 
     def write(self, rows: Array, columns: slice, values: Array) -> None:
         """`values` [len(rows), columns], of any float type, go to those rows and columns. Raises OSError."""
@@ -145,7 +149,10 @@ def _stored(path: Path, data: int, entry: dict[str, Any]) -> StoredTensor:
 
 
 def _blocks(rows: Array, values: Array) -> Iterator[slice | Array]:
-    """Which of `rows` to move next: cache-sized blocks, in the order in which they lie in the file."""
+    """Which of `rows` to move next: cache-sized blocks, in the order in which they lie in the file.
+
+    Small ones, as a file takes one write at a time, and those of many ranks interleave.
+    """
     if values.size == 0:
         return
     order = None if (np.diff(rows) > 0).all() else np.argsort(rows)

@@ -3,8 +3,8 @@
 Five actions, each started when every rank has finished the one before:
 
     create    rank 0: a directory of another name, the files at full size
-    write     every rank: its parts of every tensor, then fsync
-    digest    every rank: the checksums of its share of the files, read back
+    write     every rank: its parts of every tensor
+    digest    every rank: fsync, and the checksums of its share of the files, read back
     commit    rank 0: the manifest, fsync of the directory, and its right name
     prune     rank 0: old checkpoints go; whatever becomes of it, the new one is complete
 
@@ -16,6 +16,7 @@ import platform
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -148,7 +149,7 @@ class Saver:
         words: dict[str, Array] = {}
         yield lambda: self._create(partial) if rank_0 else None
         yield lambda: self._write(partial, snapshot)
-        yield lambda: words.update(_digests(partial, self._world))
+        yield lambda: words.update(_flush_and_digest(partial, self._world))
         for name in words:
             self._world.all_reduce(words[name])
         yield lambda: _commit(partial, directory, manifest, words) if rank_0 else None
@@ -189,8 +190,6 @@ class Saver:
                 for part in parts_to_write(unit, trainer.grid):
                     writer.write(part.held.spec, part.box, master[part.where].reshape(part.shape))
             write_state(open_tensors(partial / STATE), trainer, snapshot)
-            for name in FILES:
-                flush(partial / name)
 
 
 class _Pending:
@@ -234,11 +233,15 @@ def partial_of(directory: Path) -> Path:
     return directory.with_name(directory.name + ".partial")
 
 
-def _digests(partial: Path, comm: Comm) -> dict[str, Array]:
-    with _writing(partial):
-        return {
-            name: digest_own_chunks(partial / name, (partial / name).stat().st_size, comm) for name in FILES
-        }
+def _flush_and_digest(partial: Path, comm: Comm) -> dict[str, Array]:
+    """The checksums of this rank's chunks, computed while the disk is at work."""
+    with _writing(partial), ThreadPoolExecutor(1) as other_thread:
+        flushed = [other_thread.submit(flush, partial / name) for name in FILES]
+        sizes = {name: (partial / name).stat().st_size for name in FILES}
+        words = {name: digest_own_chunks(partial / name, size, comm) for name, size in sizes.items()}
+        for each in flushed:
+            each.result()
+    return words
 
 
 def _commit(partial: Path, directory: Path, manifest: Manifest, words: dict[str, Array]) -> None:

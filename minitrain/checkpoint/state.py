@@ -137,20 +137,21 @@ def read_state(file: StateFile, trainer: Trainer, same_tp: bool) -> None:
     """
     stage, optimizer, grid = trainer.stage, trainer.updater.optimizer, trainer.grid
     for unit in stage.units:
-        parts: dict[str, list[Part]] = {}
-        for part in parts_to_read(unit):
-            parts.setdefault(part.held.spec.name, []).append(part)
         for held in unit.held:
             for moment, vector, start in _moments(optimizer, unit, unit.state, held):
                 tensor = file[f"{moment.name}.{held.spec.name}"]
-                if moment.for_each:
-                    values = np.empty(held.run.stop - held.run.start, tensor.dtype)
-                    for part in parts.get(held.spec.name, []):
-                        values[part.elements] = _read_box(tensor, part)
+                where = slice(start, start + held.run.stop - held.run.start)
+                if moment.in_blocks:
+                    assert isinstance(vector, Quantised)
                     largest = None
-                    if moment.in_blocks and same_tp:
+                    if same_tp:
                         largest = _read_largest(file[f"{moment.name}.largest.{held.spec.name}"], held, grid)
-                    _store(values, vector, slice(start, start + values.size), largest)
+                    values = np.empty(where.stop - where.start, tensor.dtype)
+                    _read_held(tensor, held, values)
+                    vector.save(where, values.astype(np.float32, copy=False), largest)
+                elif moment.for_each:
+                    assert isinstance(vector, np.ndarray)
+                    _read_held(tensor, held, vector[where])
                 else:
                     assert isinstance(vector, np.ndarray)
                     vector[...] = _read_whole(tensor).reshape(-1)
@@ -185,14 +186,6 @@ def _loaded(vector: Stored, where: slice) -> Array:
     return vector[where]
 
 
-def _store(values: Array, vector: Stored, where: slice, largest: Array | None) -> None:
-    if isinstance(vector, Quantised):
-        vector.save(where, values.astype(np.float32, copy=False), largest)
-    else:
-        assert isinstance(vector, np.ndarray)
-        vector[where] = values
-
-
 def _kind_of_largest(spec: ParamSpec, config: Config) -> Kind:
     """[tp ranks with a box of their own, blocks of the largest box]"""
     tp = config.parallel.tp
@@ -223,8 +216,14 @@ def _write_box(tensor: StoredTensor, part: Part, values: Array) -> None:
     tensor.write(rows, columns, values.reshape(len(rows), -1))
 
 
-def _read_box(tensor: StoredTensor, part: Part) -> Array:
-    return tensor.read(*_rows_and_columns(part.box)).reshape(-1)
+def _read_held(tensor: StoredTensor, held: Held, values: Array) -> None:
+    """Into `values`, a vector of what the rank holds of the parameter, which may be of another type."""
+    for part in parts_to_read(held):
+        rows, columns = _rows_and_columns(part.box)
+        if values.dtype == tensor.dtype:
+            tensor.read_into(rows, columns, values[part.elements].reshape(part.shape[0], -1))
+        else:
+            values[part.elements] = tensor.read(rows, columns).reshape(-1)
 
 
 def _rows_and_columns(box: tuple[slice, ...]) -> tuple[Array, slice]:

@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from minitrain.arrays.heap import keep_freed_memory
+from minitrain.arrays.types import Array
 from minitrain.build import make_trainer
 from minitrain.checkpoint.catalogue import checkpoint_name
 from minitrain.checkpoint.manifest import FILES, DataSeen, read_manifest
@@ -30,8 +32,9 @@ from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.config import Config, ModelConfig, ParallelConfig, RunConfig
 from minitrain.launch import join, launched
-from minitrain.model.spec import model_specs
+from minitrain.model.spec import ParamSpec, model_specs
 from minitrain.resolve import fill_model, resolve
+from minitrain.step import Trainer
 
 MODEL = fill_model(ModelConfig(layers=6, width=1024, heads=16, vocab=4096))  # 86 million parameters
 LAYOUTS = {
@@ -42,71 +45,98 @@ LAYOUTS = {
 DATA = DataSeen(1, "0" * 32)
 
 
-def measure(layout: str, world: Comm, directory: Path) -> dict[str, float]:
-    """Seconds and bytes of one round: dd writes, we write, dd reads, we read; nothing is in the page cache
-    when it is read.
+def measure(layout: str, world: Comm, directory: Path, dd_first: bool) -> dict[str, float]:
+    """Seconds and bytes of one round. dd writes as many bytes, and reads the checkpoint's own files. Whoever
+    reads finds nothing in the page cache; but a virtual machine's host may remember, so they take turns.
     """
     run = RunConfig(keep=1)
     config = resolve(Config(model=MODEL, parallel=LAYOUTS[layout], run=run), {}, world.size).config
-    grid = make_grid(world, config)
-    trainer = make_trainer(config, grid, lambda spec, box: np.ones([cut.stop - cut.start for cut in box]))
+    trainer = make_trainer(config, make_grid(world, config), ones)
     saver, path = Saver(config, trainer, directory, DATA, "ids"), directory / checkpoint_name(1)
     n_bytes = sum(spec.size for spec in model_specs(MODEL)) * 3 * 4
     found: dict[str, float] = {"bytes": n_bytes}
 
-    if world.rank == 0:
-        found["dd write"] = dd(
-            "if=/dev/zero", f"of={directory / 'dd'}", f"count={n_bytes >> 20}", "conv=fsync"
-        )
-    before = peak_anonymous(world, reset=True)
-    found["write"] = timed(world, lambda: saver.save(1, 1))
-    found["peak of a write"] = peak_anonymous(world) - before
-    if world.rank == 0:
-        forget(directory / "dd", *(path / name for name in FILES))
-        found["dd read"] = dd(f"if={directory / 'dd'}", "of=/dev/null")
-    manifest = read_manifest(path)
-    fill = saved_values(config, path)
+    def dd_writes() -> None:
+        to = f"of={directory / 'dd'}"
+        found["dd write"] = dd(world, "if=/dev/zero", to, f"count={n_bytes >> 20}", "conv=fsync")
 
-    def load() -> None:
-        together(world, lambda: check_files(path, manifest, world))
-        for unit in trainer.stage.units:
-            for spec, box in zip(unit.specs, unit.boxes, strict=True):
-                fill(spec, box)
-        restore(config, trainer, path, manifest)
+    def we_write() -> None:
+        before = resident(world, reset=True)
+        found["write"] = timed(world, lambda: saver.save(1, 1))
+        found["memory of a write"] = resident(world) - before
 
-    before = peak_anonymous(world, reset=True)
-    found["read"] = timed(world, load)
-    found["peak of a read"] = peak_anonymous(world) - before
+    def dd_reads() -> None:
+        forget(world, path)
+        found["dd read"] = sum(dd(world, f"if={path / name}", "of=/dev/null") for name in FILES)
+
+    def we_read() -> None:
+        forget(world, path)
+        before = resident(world, reset=True)
+        found["read"] = timed(world, lambda: load(config, trainer, path))
+        found["memory of a read"] = resident(world) - before
+
+    for both in ((dd_writes, we_write), (dd_reads, we_read)):
+        for action in both if dd_first else reversed(both):
+            action()
     return found
 
 
-def timed(world: Comm, action: object) -> float:
+def ones(spec: ParamSpec, box: tuple[slice, ...]) -> Array:
+    return np.ones([cut.stop - cut.start for cut in box], np.float32)
+
+
+def load(config: Config, trainer: Trainer, path: Path) -> None:
+    """As a run that goes on does it, but for what makes the trainer."""
+    manifest, fill = read_manifest(path), saved_values(config, path)
+    together(trainer.grid.world, lambda: check_files(path, manifest, trainer.grid.world))
+    for unit in trainer.stage.units:
+        for spec, box in zip(unit.specs, unit.boxes, strict=True):
+            fill(spec, box)
+    restore(config, trainer, path, manifest)
+
+
+def timed(world: Comm, action: Callable[[], object]) -> float:
     """Seconds until the last rank has done it."""
     world.barrier()
     start = time.perf_counter()
-    action()  # type: ignore[operator]
+    action()
     world.barrier()
     return time.perf_counter() - start
 
 
-def dd(*arguments: str) -> float:
-    """Seconds."""
+def dd(world: Comm, *arguments: str) -> float:
+    """Seconds. On rank 0, while the others sleep: waiting ranks would take its core."""
     start = time.perf_counter()
-    subprocess.run(["dd", "bs=1M", *arguments], check=True, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    if world.rank == 0:
+        subprocess.run(["dd", "bs=1M", *arguments], check=True, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    sleep_until_rank_0_is_done(world)
+    return seconds
 
 
-def forget(*paths: Path) -> None:
-    """Takes files out of the page cache."""
-    for path in paths:
-        file = os.open(path, os.O_RDONLY)
+def sleep_until_rank_0_is_done(world: Comm) -> None:
+    """A barrier that does not spin."""
+    if world.rank == 0:
+        handles = [world.start_send(np.zeros(1), rank) for rank in range(1, world.size)]
+        for handle in handles:
+            handle.wait()
+    else:
+        time.sleep(1.0)
+        world.recv(np.zeros(1), 0)
+
+
+def forget(world: Comm, path: Path) -> None:
+    """Takes the files out of the page cache."""
+    for name in FILES if world.rank == 0 else ():
+        file = os.open(path / name, os.O_RDONLY)
         os.fsync(file)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
+    world.barrier()
 
 
-def peak_anonymous(world: Comm, reset: bool = False) -> float:
-    """Bytes: the largest resident size of any rank so far, or now, from when it is counted anew."""
+def resident(world: Comm, reset: bool = False) -> float:
+    """Bytes: the resident size, now or at its highest since it was reset, of the rank that has most."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -128,7 +158,7 @@ def main() -> None:
     figures: dict[str, dict[str, float]] = {}
     try:
         for layout in LAYOUTS:
-            rounds = [measure(layout, world, directory) for _ in range(arguments.rounds)]
+            rounds = [measure(layout, world, directory, r % 2 == 0) for r in range(arguments.rounds)]
             figures[layout] = {key: statistics.median(r.get(key, 0.0) for r in rounds) for key in rounds[0]}
             if world.rank == 0:
                 show(layout, rounds)
@@ -146,10 +176,10 @@ def show(layout: str, rounds: list[dict[str, float]]) -> None:
         shares = [r[f"dd {what}"] / r[what] for r in rounds]
         speed = statistics.median(r["bytes"] / r[what] / 1e9 for r in rounds)
         of_dd = statistics.median(r["bytes"] / r[f"dd {what}"] / 1e9 for r in rounds)
-        memory = max(r[f"peak of a {what}"] for r in rounds) / largest
+        memory = max(r[f"memory of a {what}"] for r in rounds) / largest
         print(
             f"{layout:<8}{what:<6}{speed:6.2f} GB/s, dd {of_dd:5.2f} GB/s: {statistics.median(shares):5.2f} "
-            f"of it ({min(shares):.2f} to {max(shares):.2f}); peak memory + {memory:.2f} of the largest tensor",
+            f"of it ({min(shares):.2f} to {max(shares):.2f}); memory + {memory:.2f} of the largest tensor",
             flush=True,
         )
 
