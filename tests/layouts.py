@@ -168,15 +168,15 @@ def gradient_parts(trainer: Trainer) -> list[Part]:
     """Those of the last step, of a `remembering` trainer."""
     assert isinstance(trainer.updater, Remembering)
     shards = {unit.specs[0].name: trainer.updater.grads[unit.specs[0].name] for unit in trainer.stage.units}
-    return _parts(trainer.stage, trainer.grid, shards)
+    return parts_of(trainer.stage, trainer.grid, shards)
 
 
 def weight_parts(stage: Stage, grid: Grid) -> list[Part]:
     """Those of the master copies."""
-    return _parts(stage, grid, {unit.specs[0].name: unit.master for unit in stage.units})
+    return parts_of(stage, grid, {unit.specs[0].name: unit.master for unit in stage.units})
 
 
-def _parts(stage: Stage, grid: Grid, shards: dict[str, Array]) -> list[Part]:
+def parts_of(stage: Stage, grid: Grid, shards: dict[str, Array]) -> list[Part]:
     """Full tensors of this rank's tp box, gathered over the shard axis."""
     found = []
     for unit in stage.units:

@@ -23,11 +23,11 @@ from layouts import (
     LLAMA,
     LLAMA_TIED,
     Part,
-    _parts,
     assemble,
     batch_of,
     layouts,
     mild_weights,
+    parts_of,
     tiny,
 )
 from pairwise import pairwise
@@ -135,7 +135,7 @@ def rank_main(world: Comm, config: Config) -> tuple[list[str], list[str], dict[s
     losses, norms = (
         [x.hex() for x in xs] for xs in zip(*((r.loss, r.grad_norm) for r in results), strict=True)
     )
-    return losses, norms, {name: _parts(trainer.stage, grid, of) for name, of in vectors(trainer).items()}
+    return losses, norms, {name: parts_of(trainer.stage, grid, of) for name, of in vectors(trainer).items()}
 
 
 def vectors(trainer: Trainer) -> dict[str, dict[str, Array]]:

@@ -240,19 +240,6 @@ class Unit:
                 sums.append(np.vecdot(g, g))
         return np.concatenate(sums)
 
-    def distinct(self) -> Iterator[tuple[ParamSpec, tuple[slice, ...], Array]]:
-        """(parameter, box, values) of what this rank holds and speaks for; every shard rank of a replica
-        gets the same.
-
-        Under ZeRO 3 collective over the shard axis.
-        """
-        with self.params() as views:
-            for spec, box, values, spoken in zip(
-                self.specs, self.boxes, views.values(), self.speaks_for, strict=True
-            ):
-                if spoken:
-                    yield spec, box, values
-
     def publish(self) -> None:
         """After an update of the master copy: the own part of the parameters, rounded to their type."""
         if self.master is not self.param_shard:
