@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-BLOCK = 250  # cases of one test
-MANY = 50  # cases of which some are accepted and some are not
+BLOCK = 100  # cases of one test
+MANY = 60  # cases of which some are accepted and some are not
 SHOWN = 5  # failures of a test that are printed
 
 

@@ -8,6 +8,7 @@ A case that takes too long raises `TookTooLong`; one that wants far too much mem
 leaves the machine alone. Every file that Python opens meanwhile is noted. Memory is watched on Linux alone.
 """
 
+import ctypes
 import os
 import resource
 import signal
@@ -93,6 +94,7 @@ def _bounded(seen: Seen) -> Iterator[None]:
     """Notes by how much memory grows, which it can by so much."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + ADDRESSES, hard))
+    _give_back()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, at what is resident now
     before = _memory("VmRSS")
     try:
@@ -100,6 +102,13 @@ def _bounded(seen: Seen) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         seen.growth = _memory("VmHWM") - before
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system, if the C library can do that: else it is used again unseen."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def _ring(number: int, frame: FrameType | None) -> None:

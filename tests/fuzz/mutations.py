@@ -160,7 +160,8 @@ def bend(tree: Any, rng: Rng, within: Sequence[str] = ()) -> Any:
     """Changes a value or a key of a tree of dicts and lists, in place; only at or below the keys `within`, if
     any are given.
     """
-    places = [place for key in within or _keys(tree) for place in _places(tree, key)]
+    keys = [key for key in within if key in tree] or _keys(tree)
+    places = [place for key in keys for place in _places(tree, key)]
     container, key = pick(rng, places)
     pick(rng, TREES)(container, key, rng, pick(rng, places))
     return tree
@@ -302,6 +303,13 @@ def _add_file(path: Path, other: Path, elsewhere: Path) -> None:
     path.with_name(f"{path.name}.2").write_bytes(path.read_bytes())
 
 
+def _claim_header(path: Path, other: Path, elsewhere: Path) -> None:
+    """A header of 95 MB, which is less than the safetensors library allows, and takes no space."""
+    with path.open("r+b") as file:
+        file.write((95_000_000).to_bytes(8, "little"))
+        file.truncate(8 + 95_000_000)
+
+
 def _add_index(path: Path, other: Path, elsewhere: Path) -> None:
     names = ("../elsewhere/canary.txt", "x" * 300 + ".safetensors", "a\0.safetensors", path.name)
     mapped = {f"tensor {i}": name for i, name in enumerate(names)}
@@ -312,5 +320,6 @@ def _add_index(path: Path, other: Path, elsewhere: Path) -> None:
 
 ENTRIES: list[Callable[[Path, Path, Path], None]] = [
     _delete, _make_directory, _link_outside, _link_to_canary, _link_to_nothing, _link_to_itself,
-    _link_to_endless, _make_pipe, _empty, _exchange, _copy_over, _stretch, _add_file, _add_index,
+    _claim_header, _link_to_endless, _make_pipe, _empty, _exchange, _copy_over, _stretch, _add_file,
+    _add_index,
 ]  # fmt: skip

@@ -26,13 +26,14 @@ from minitrain.checkpoint.digests import CHUNK, digest
 from minitrain.checkpoint.listing import list_checkpoints, verify
 from minitrain.checkpoint.manifest import FILES, MODEL, STATE, WEIGHTS, Manifest, read_manifest, trusted
 from minitrain.checkpoint.saving import Saver
-from minitrain.cli import run as run_job
 from minitrain.comm.single import SingleComm
 from minitrain.config import Config
 from minitrain.config_text import from_json
 from minitrain.errors import CheckpointError, ConfigError, DataError
+from minitrain.observe.recorder import SilentRecorder
 from minitrain.precision import PRECISIONS
 from minitrain.prepare import prepare
+from minitrain.train import train
 
 TEXT = "In the beginning God created the heaven and the earth.\n" * 20
 STEP, MANIFEST = "step-00000002", "manifest.json"
@@ -64,7 +65,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
     found = []
     for name, options in BASES.items():
         words = f"{SIZES} {options} --data.path {data} --run.dir {root / name}".split()
-        run_job(prepare(words, 1), SingleComm())
+        train(from_json(prepare(words, 1).config), SingleComm(), SilentRecorder())
         found.append(Base(root / name, data))
     return found
 
@@ -119,9 +120,10 @@ def with_new_checksums(directory: Path) -> None:
     try:
         fields = json.loads(path.read_bytes().decode(errors="surrogatepass"))
         for name, file in fields["files"].items():
-            raw = (directory / name).read_bytes() if (directory / name).is_file() else b""
+            small = (directory / name).is_file() and (directory / name).stat().st_size < CHUNK
+            raw = (directory / name).read_bytes() if small else b""
             chunks = [digest(raw[start : start + CHUNK]) for start in range(0, len(raw), CHUNK)]
-            if name in FILES and len(raw) < CHUNK:
+            if name in FILES and small:
                 file |= {"bytes": len(raw), "chunks": chunks}
         fields.pop("checksum", None)
         fields["checksum"] = digest(json.dumps(fields, sort_keys=True).encode())
