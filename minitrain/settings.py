@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 LARGEST = 32 << 10  # bytes of a TOML file, of which all fields there are fill a tenth
+MOST_DOTS = 200  # in a line: for a key of n parts Python's reader of TOML takes memory and time with n^2
 MOST_UNKNOWN = 20  # keys of it that are told one by one: of more it is another kind of file
 
 
@@ -56,6 +57,8 @@ def read_toml(path: str) -> tuple[dict[str, Any], list[Problem], set[str]]:
         problem = Problem(f"cannot read {path}: {reason}", "--config", "name a TOML file that can be read")
         return {}, [problem], set(known)
     try:
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise ValueError("a line has hundreds of dots")
         written = _flat(tomllib.loads(text))
     except (ValueError, RecursionError) as error:  # of TOML, of a number with thousands of digits, of depth
         return {}, [Problem(f"not TOML: {error}", path, "correct the file")], set(known)

@@ -41,7 +41,7 @@ VALUES = (
 )  # fmt: skip
 KEYS = (
     "layer", "layers", "lr", "model.layers", "optim", "model", '""', '"a b"', "Layers", "ünï", "a" * 300,
-    "path", "a.b.c.d", ".".join("a" * 3000), "layers.x", '"model.layers"', "seed", "precision", "[model]",
+    "path", "a.b.c.d", ".".join("a" * 12_000), "layers.x", '"model.layers"', "seed", "precision", "[model]",
     "[[optim]]", "[run.x]", "[]", "[", "__class__", "name", "dir", "resume", "init_from", "export_hf",
 )  # fmt: skip
 WORDS = (
