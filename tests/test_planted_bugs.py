@@ -446,6 +446,41 @@ BUGS = [
         "",
         "tests/test_faults.py::test_a_checkpoint_that_is_complete_is_not_given_up",
     ),
+    Bug(
+        "files whose checksums differ are taken",
+        "checkpoint/resuming.py",
+        "        if chunk is not None:",
+        "        if False:",
+        "tests/fuzz/test_fuzz_checkpoints.py::test_checkpoints[0-99]",
+    ),
+    Bug(
+        "the manifest may be a link to anywhere",
+        "checkpoint/manifest.py",
+        "LARGEST, follow=False",
+        "LARGEST",
+        "tests/fuzz/test_fuzz_checkpoints.py::test_every_entry[link_outside]",
+    ),
+    Bug(
+        "a header may be as long as it says",
+        "checkpoint/safetensors_file.py",
+        "if length > LONGEST_HEADER:",
+        "if False:",
+        "tests/fuzz/test_fuzz_models.py::test_every_entry[claim_header]",
+    ),
+    Bug(
+        "what a terminal obeys is sent to it",
+        "errors.py",
+        "c if c.isprintable() else",
+        "c if True else",
+        "tests/fuzz/test_fuzz_settings.py::test_settings[0-99]",
+    ),
+    Bug(
+        "a token file may be longer than its header says",
+        "data/tokens.py",
+        "if count <= 0 or len(raw) != need:",
+        "if count <= 0 or len(raw) < need:",
+        "tests/fuzz/test_fuzz_data.py::test_data[0-69]",
+    ),
 ]  # fmt: skip
 
 

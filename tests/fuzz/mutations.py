@@ -234,6 +234,10 @@ TREES: list[Callable[[Any, Any, Rng, Any], None]] = [
 # Of a directory
 
 
+Entry = Callable[[Path, Path, Path], None]
+"""Does something to a file as a whole, perhaps with another; the last path is a directory outside."""
+
+
 def disarranged(directory: Path, elsewhere: Path, rng: Rng) -> None:
     """Does something to an entry of `directory` as a whole. `elsewhere` is a directory outside of it."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
@@ -251,7 +255,7 @@ def _make_directory(path: Path, other: Path, elsewhere: Path) -> None:
     path.mkdir()
 
 
-def _link_outside(path: Path, other: Path, elsewhere: Path) -> None:
+def link_outside(path: Path, other: Path, elsewhere: Path) -> None:
     shutil.move(path, elsewhere / path.name)
     path.symlink_to(elsewhere / path.name)
 
@@ -305,9 +309,8 @@ def _add_file(path: Path, other: Path, elsewhere: Path) -> None:
 
 def _claim_header(path: Path, other: Path, elsewhere: Path) -> None:
     """A header of 95 MB, which is less than the safetensors library allows, and takes no space."""
-    with path.open("r+b") as file:
-        file.write((95_000_000).to_bytes(8, "little"))
-        file.truncate(8 + 95_000_000)
+    path.write_bytes((95_000_000).to_bytes(8, "little") + b"{}")
+    os.truncate(path, 8 + 95_000_000)
 
 
 def _add_index(path: Path, other: Path, elsewhere: Path) -> None:
@@ -318,8 +321,13 @@ def _add_index(path: Path, other: Path, elsewhere: Path) -> None:
     path.with_name("model.safetensors").unlink(missing_ok=True)
 
 
-ENTRIES: list[Callable[[Path, Path, Path], None]] = [
-    _delete, _make_directory, _link_outside, _link_to_canary, _link_to_nothing, _link_to_itself,
+ENTRIES: list[Entry] = [
+    _delete, _make_directory, link_outside, _link_to_canary, _link_to_nothing, _link_to_itself,
     _claim_header, _link_to_endless, _make_pipe, _empty, _exchange, _copy_over, _stretch, _add_file,
     _add_index,
 ]  # fmt: skip
+HARMLESS = (_add_file,)
+
+
+def name_of(entry: Entry) -> str:
+    return entry.__name__.strip("_")

@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fuzz.campaign import campaign, run_cases
-from fuzz.mutations import Rng, bend, damaged, disarranged, pick, to_json
+from fuzz.mutations import (
+    ENTRIES,
+    HARMLESS,
+    Entry,
+    Rng,
+    bend,
+    damaged,
+    disarranged,
+    link_outside,
+    name_of,
+    pick,
+    to_json,
+)
 from fuzz.sandbox import Sandbox
 from fuzz.stored import assembled, bent
 from safetensors.numpy import load_file
@@ -103,8 +115,13 @@ def read_all(directory: Path) -> tuple[ModelConfig, list[str]]:
 def one_case(number: int, bases: list[Path], sandbox: Sandbox) -> bool:
     rng = np.random.default_rng([2, number])
     sandbox.renew(pick(rng, bases))
+    pick(rng, DAMAGE)(sandbox.case, sandbox.elsewhere, rng)
+    return is_accepted(sandbox)
+
+
+def is_accepted(sandbox: Sandbox) -> bool:
+    """Whether the model in the sandbox is taken; if it is, for what it is."""
     directory = sandbox.case
-    pick(rng, DAMAGE)(directory, sandbox.elsewhere, rng)
     links = any(path.is_symlink() for path in directory.iterdir())  # which are allowed
     linked = (sandbox.elsewhere,) if links else ()
     found = sandbox.read(lambda: read_all(directory), {CheckpointError.exit_code}, *linked)
@@ -132,6 +149,14 @@ def require_same_values(directory: Path, again: Path, prefix: str) -> None:
     for name, values in load_file(again / WEIGHTS).items():
         stored = said[name] if name in said else said[name.removeprefix(prefix)]
         assert np.array_equal(stored.astype(values.dtype), values), name
+
+
+@pytest.mark.parametrize("action", ENTRIES, ids=name_of)
+def test_every_entry(action: Entry, bases: list[Path], sandbox: Sandbox) -> None:
+    for name, other in ((CONFIG, WEIGHTS), (WEIGHTS, CONFIG)):
+        sandbox.renew(bases[0])
+        action(sandbox.case / name, sandbox.case / other, sandbox.elsewhere)
+        assert is_accepted(sandbox) == (action in (*HARMLESS, link_outside)), name
 
 
 @campaign(in_suite=80, in_all=2_000)
