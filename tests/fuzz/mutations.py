@@ -138,7 +138,7 @@ def extreme(rng: Rng) -> Any:
     return pick(rng, TEXTS) if kind < 0.85 else Raw(pick(rng, NESTS))
 
 
-def to_json(tree: Any) -> str:
+def json_text(tree: Any) -> str:
     """The text of a tree in which a value may be `Raw`."""
     raws: list[Raw] = []
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from fuzz.mutations import DEEP, TEXTS, Raw, Rng, bend, extreme, pick, to_json
+from fuzz.mutations import DEEP, TEXTS, Raw, Rng, bend, extreme, json_text, pick
 
 TYPES = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
         return np.frombuffer(self.data[start:stop], TYPES[entry["dtype"]]).reshape(entry["shape"])
 
     def raw(self) -> bytes:
-        return joined(to_json(self.header).encode(errors="surrogatepass"), self.data)
+        return joined(json_text(self.header).encode(errors="surrogatepass"), self.data)
 
 
 def joined(header: bytes, data: bytes, length: int | None = None) -> bytes:
@@ -105,7 +105,7 @@ def _overlap(file: Parts, rng: Rng) -> bytes:
 def _duplicate(file: Parts, rng: Rng) -> bytes:
     """The same name twice."""
     name, entry = pick(rng, file.tensors), pick(rng, file.tensors)
-    text = to_json(file.header)[:-1] + f", {json.dumps(name)}: {json.dumps(file.header[entry])}}}"
+    text = json_text(file.header)[:-1] + f", {json.dumps(name)}: {json.dumps(file.header[entry])}}}"
     return joined(text.encode(), file.data)
 
 
@@ -139,7 +139,7 @@ def _remove_tensor(file: Parts, rng: Rng) -> bytes:
 
 
 def _change_length(file: Parts, rng: Rng) -> bytes:
-    text = to_json(file.header).encode()
+    text = json_text(file.header).encode()
     n = len(text)
     lengths = [0, 1, 2, n - 1, n + 1, n + 8, n + len(file.data), (16 << 20) - 1, 16 << 20, (16 << 20) + 1]
     return joined(text, file.data, pick(rng, [*lengths, 99_000_000, 2**31, 2**32, 2**63, 2**64 - 1]))
@@ -147,7 +147,7 @@ def _change_length(file: Parts, rng: Rng) -> bytes:
 
 def _bury_header(file: Parts, rng: Rng) -> bytes:
     """Nothing that a parser likes."""
-    text = to_json(file.header)
+    text = json_text(file.header)
     deep = "[" * DEEP + "]" * DEEP
     texts = (
         "",
@@ -195,7 +195,7 @@ def _widen(file: Parts, rng: Rng) -> bytes:
 
 def _pad(file: Parts, rng: Rng) -> bytes:
     """Blanks after the header: nothing is wrong."""
-    return joined(to_json(file.header).encode() + b" " * int(rng.integers(100)), file.data)
+    return joined(json_text(file.header).encode() + b" " * int(rng.integers(100)), file.data)
 
 
 def _add_metadata(file: Parts, rng: Rng) -> bytes:

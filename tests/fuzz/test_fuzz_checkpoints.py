@@ -15,24 +15,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from fuzz.campaign import campaign, run_cases
-from fuzz.mutations import ENTRIES, HARMLESS, Entry, Rng, bend, damaged, disarranged, name_of, pick, to_json
+from fuzz.mutations import ENTRIES, HARMLESS, Entry, Rng, bend, damaged, disarranged, json_text, name_of, pick
 from fuzz.sandbox import Sandbox
 from fuzz.stored import bent
 from safetensors.numpy import load_file
 
+from minitrain.arguments import parse
 from minitrain.arrays.narrow import compute_type
 from minitrain.build import Run, build
 from minitrain.checkpoint.digests import CHUNK, digest
 from minitrain.checkpoint.listing import list_checkpoints, verify
-from minitrain.checkpoint.manifest import FILES, MODEL, STATE, WEIGHTS, Manifest, read_manifest, trusted
+from minitrain.checkpoint.manifest import (
+    FILES,
+    MODEL,
+    STATE,
+    WEIGHTS,
+    Manifest,
+    read_manifest,
+    to_text,
+    trusted,
+)
 from minitrain.checkpoint.saving import Saver
 from minitrain.comm.single import SingleComm
 from minitrain.config import Config
-from minitrain.config_text import from_json
+from minitrain.config_text import from_json, to_json
 from minitrain.errors import CheckpointError, ConfigError, DataError
 from minitrain.observe.recorder import SilentRecorder
 from minitrain.precision import PRECISIONS
-from minitrain.prepare import prepare
+from minitrain.prepare import check_settings, prepare
+from minitrain.resume import continued, find_start
+from minitrain.settings import read_settings
 from minitrain.train import train
 
 TEXT = "In the beginning God created the heaven and the earth.\n" * 20
@@ -88,7 +100,7 @@ def _manifest(directory: Path, elsewhere: Path, rng: Rng) -> None:
             rng,
             pick(rng, [(), ("config",), ("config",), ("step", "updates", "tokens", "loss_scale", "data")]),
         )
-    path.write_bytes(to_json(tree).encode(errors="surrogatepass"))
+    path.write_bytes(json_text(tree).encode(errors="surrogatepass"))
 
 
 def _header(directory: Path, elsewhere: Path, rng: Rng) -> None:
@@ -98,7 +110,7 @@ def _header(directory: Path, elsewhere: Path, rng: Rng) -> None:
 
 def _model(directory: Path, elsewhere: Path, rng: Rng) -> None:
     path = directory / MODEL
-    path.write_bytes(to_json(bend(json.loads(path.read_text()), rng)).encode(errors="surrogatepass"))
+    path.write_bytes(json_text(bend(json.loads(path.read_text()), rng)).encode(errors="surrogatepass"))
 
 
 DAMAGE: list[Callable[[Path, Path, Rng], None]] = [
@@ -130,9 +142,12 @@ def with_new_checksums(directory: Path) -> None:
 
 
 def resumed(run: Path) -> tuple[Config, Manifest, Run]:
-    """As `--run.resume auto` does, up to the first step."""
-    job = prepare(["--run.resume", "auto", "--run.dir", str(run)], 1)
-    config, manifest = from_json(job.config), trusted(job.checkpoint)
+    """As `--run.resume auto` does, up to the first step, but for the lock that it takes on its directory."""
+    settings = read_settings(parse(["--run.resume", "auto", "--run.dir", str(run)]))
+    start = find_start(settings)
+    assert start
+    config, _ = check_settings(continued(settings, start, 1), 1, start)
+    config, manifest = from_json(to_json(config)), trusted(to_text(start.manifest))  # as on any rank
     return config, manifest, build(config, SingleComm(), manifest)
 
 

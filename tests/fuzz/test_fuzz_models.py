@@ -18,10 +18,10 @@ from fuzz.mutations import (
     bend,
     damaged,
     disarranged,
+    json_text,
     link_outside,
     name_of,
     pick,
-    to_json,
 )
 from fuzz.sandbox import Sandbox
 from fuzz.stored import assembled, bent
@@ -91,7 +91,7 @@ def _json(directory: Path, elsewhere: Path, rng: Rng) -> None:
     tree = json.loads(path.read_text())
     for _ in range(int(rng.integers(1, 3))):
         bend(tree, rng)
-    path.write_bytes(to_json(tree).encode(errors="surrogatepass"))
+    path.write_bytes(json_text(tree).encode(errors="surrogatepass"))
 
 
 def _header(directory: Path, elsewhere: Path, rng: Rng) -> None:
