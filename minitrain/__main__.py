@@ -7,6 +7,8 @@ import sys
 
 def start() -> int:
     """Imports the command line, which takes a moment, and returns its exit code."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, try_again)  # until a run listens to them
     attended = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if attended:
         signal.signal(signal.SIGINT, end_at_once)
@@ -21,6 +23,15 @@ def end_at_once(*_: object) -> None:
     """Ctrl-C during the imports. As an exception it would come out of NumPy's as another one."""
     print("minitrain: interrupted", file=sys.stderr, flush=True)
     os._exit(130)
+
+
+def try_again(*_: object) -> None:
+    """Told to stop while there is nothing to save: the code says that the job may be started again."""
+    from minitrain.launch import launched
+
+    if launched(os.environ).rank == 0:
+        os.write(2, b"minitrain: told to stop before the run began\n")
+    os._exit(75)
 
 
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):

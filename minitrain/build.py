@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from minitrain.checkpoint.digests import digest_of_array
+from minitrain.checkpoint.digests import digest, digest_own_part
 from minitrain.checkpoint.manifest import DataSeen, Manifest
 from minitrain.checkpoint.resuming import check_data, check_files, check_if_checkpoint, restore, saved_values
 from minitrain.checkpoint.weights import initial_values
@@ -12,7 +12,7 @@ from minitrain.comm.grid import Grid, make_grid
 from minitrain.comm.interface import Comm
 from minitrain.config import Config
 from minitrain.data.loader import HeldOut, Loader
-from minitrain.data.tokens import TokenFile, check_all_ids, open_tokens, split
+from minitrain.data.tokens import TokenFile, check_all_ids, check_length, open_tokens, split
 from minitrain.observe.memory import MemoryMeter
 from minitrain.optim import make_optimizer
 from minitrain.optim.loss_scale import LossScale
@@ -41,7 +41,7 @@ def build(config: Config, world: Comm, checkpoint: Manifest | None = None) -> Ru
     """
     grid, resume = make_grid(world, config), Path(config.run.resume)
     tokens = together(world, lambda: _open_data(config, world))
-    data = DataSeen(len(tokens.tokens), digest_of_array(tokens.tokens, world))
+    data = _look_at(tokens, world) if checkpoint or config.run.keep else DataSeen(len(tokens.tokens), "")
     if checkpoint:
         if not config.run.accept_new_data:
             together(world, lambda: check_data(checkpoint.data, data, tokens.name))
@@ -50,6 +50,14 @@ def build(config: Config, world: Comm, checkpoint: Manifest | None = None) -> Ru
         source = Path(config.run.init_from)
         together(world, lambda: check_if_checkpoint(source, world))
     return together(world, lambda: _build_local(config, grid, tokens, data, checkpoint))
+
+
+def _look_at(tokens: TokenFile, world: Comm) -> DataSeen:
+    """To know the data again. Collective: each rank reads its share."""
+    ids = tokens.tokens
+    words = together(world, lambda: digest_own_part(ids, world, lambda: check_length(tokens)))
+    world.all_reduce(words)
+    return DataSeen(len(ids), digest(words.tobytes() + ids.dtype.str.encode()))
 
 
 def _open_data(config: Config, world: Comm) -> TokenFile:

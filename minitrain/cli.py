@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from minitrain.comm.agree import broadcast_text
@@ -28,20 +28,22 @@ def main(argv: list[str] | None = None) -> int:
         if launch.rank == 0:
             complain(error, debug)
         return error.exit_code
-    try:
-        require_same_software(world)
-        job = agree_on_job(argv, world, debug)
-        return run(job, world) if job.exit_code is None else job.exit_code
-    except BaseException as error:
-        return fail(error, world, debug)
+    with ExitStack() as held:  # by rank 0: the lock of the run directory
+        try:
+            require_same_software(world)
+            job = agree_on_job(argv, world, debug, held)
+            return run(job, world) if job.exit_code is None else job.exit_code
+        except BaseException as error:
+            held.close()  # while this process still can
+            return fail(error, world, debug)
 
 
-def agree_on_job(argv: list[str], world: World, debug: bool) -> Job:
+def agree_on_job(argv: list[str], world: World, debug: bool, held: ExitStack) -> Job:
     """Rank 0 reads the arguments and tells the others; what is wrong with them is printed once."""
     text = None
     if world.rank == 0:
         try:
-            text = prepare(argv, world.size).to_text()
+            text = prepare(argv, world.size, held).to_text()
         except MinitrainError as error:
             complain(error, debug)
             text = Job(exit_code=error.exit_code).to_text()
@@ -58,7 +60,6 @@ def _train(job: Job, world: World) -> None:
     from minitrain.arrays.heap import keep_freed_memory
     from minitrain.checkpoint.manifest import trusted
     from minitrain.observe.recorder import Recorder, SilentRecorder
-    from minitrain.observe.run_directory import release_run_directory
     from minitrain.stop import StopRequest
     from minitrain.train import train
 
@@ -71,20 +72,15 @@ def _train(job: Job, world: World) -> None:
         with closing(Recorder(job.notices) if world.rank == 0 else SilentRecorder()) as recorder:
             train(config, world, recorder, stop, checkpoint)
 
-    try:
-        with stop.listening():
-            if config.collectives == "threads":
-                from minitrain.comm.threads import run_threads
+    with stop.listening():
+        if config.collectives == "threads":
+            from minitrain.comm.threads import run_threads
 
-                parallel = config.parallel
-                assert parallel.dp and parallel.tp and parallel.pp
-                run_threads(parallel.dp * parallel.tp * parallel.pp, on_rank)
-            else:
-                on_rank(join(launched(os.environ), use_mpi=True) if config.collectives == "mpi" else world)
-    except BaseException:
-        if world.rank == 0:
-            release_run_directory([Path(path) for path in job.made])
-        raise
+            parallel = config.parallel
+            assert parallel.dp and parallel.tp and parallel.pp
+            run_threads(parallel.dp * parallel.tp * parallel.pp, on_rank)
+        else:
+            on_rank(join(launched(os.environ), use_mpi=True) if config.collectives == "mpi" else world)
 
 
 def _generate(job: Job, world: World) -> None:

@@ -40,10 +40,17 @@ def to_toml(config: Config) -> str:
 
 def repeatable(config: Config) -> Config:
     """Enough to repeat a run from any directory: with absolute paths, and without what is one run's own."""
-    data = replace(config.data, path=_absolute(config.data.path))
-    run = replace(config.run, dir=None, resume="no", init_from=_absolute(config.run.init_from))
+    data = replace(config.data, path=_absolute(config.data.path) if config.data.path else None)
+    export = config.run.export_hf
+    run = replace(
+        config.run,
+        dir=None,
+        resume="no",
+        init_from=_absolute(config.run.init_from) if config.run.init_from else None,
+        export_hf=_absolute(export) if isinstance(export, str) else export,
+    )
     return replace(config, data=data, run=run)
 
 
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())

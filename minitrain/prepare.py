@@ -4,19 +4,21 @@ import errno
 import json
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minitrain.arguments import Arguments, help_of, parse
+from minitrain.checkpoint.catalogue import is_own
 from minitrain.config import Config, ModelConfig
 from minitrain.config_text import to_json, to_toml
 from minitrain.errors import ConfigError, Problem
 from minitrain.fields import field_value
 from minitrain.observe.console import show
 from minitrain.resolve import ranks_wanted, resolve
-from minitrain.resume import Start, changes, check_resume, continued, find_start, is_own
+from minitrain.resume import Start, changes, check_resume, continued, find_start
 from minitrain.settings import Settings, read_settings
 from minitrain.study import TOPICS, topics_with
 from minitrain.study.figures import check_figures
@@ -30,7 +32,6 @@ class Job(NamedTuple):
     exit_code: int | None = None
     config: str = ""  # as JSON
     notices: tuple[str, ...] = ()
-    made: tuple[str, ...] = ()  # directories to take away again if the run does not begin
     checkpoint: str = ""  # the manifest of the one to go on from
     rest: dict[str, Any] | None = None  # the arguments of a command other than train
 
@@ -45,8 +46,11 @@ class Job(NamedTuple):
 DONE = Job(exit_code=0)
 
 
-def prepare(argv: list[str], n_processes: int) -> Job:
-    """The job that `argv` asks for, after printing what it asks to be printed. Raises MinitrainError."""
+def prepare(argv: list[str], n_processes: int, held: ExitStack | None = None) -> Job:
+    """The job that `argv` asks for, after printing what it asks to be printed. Raises MinitrainError.
+
+    `held` keeps the lock of the run directory until the job ends; without it there is none in the end.
+    """
     arguments = parse(argv)
     if "help" in arguments.switches:
         show(help_of(arguments.command).rstrip())
@@ -56,15 +60,17 @@ def prepare(argv: list[str], n_processes: int) -> Job:
         return DONE
     if arguments.command != "train":
         return _prepare_other(arguments, n_processes)
-    return _prepare_train(arguments, n_processes)
+    with ExitStack() as briefly:
+        return _prepare_train(arguments, n_processes, held or briefly)
 
 
-def _prepare_train(arguments: Arguments, n_processes: int) -> Job:
+def _prepare_train(arguments: Arguments, n_processes: int, held: ExitStack) -> Job:
     from minitrain.checkpoint.manifest import to_text
-    from minitrain.observe.run_directory import claim_run_directory
+    from minitrain.observe.run_directory import claim_run_directory, locked, release_run_directory
 
     settings = read_settings(arguments)
     settings = replace(settings, problems=settings.problems + _check_names(settings.config))
+    has_lock = _lock_early(settings, arguments, held)
     start = None if settings.problems else find_start(settings)
     if start:
         settings = continued(settings, start, n_processes)
@@ -76,9 +82,23 @@ def _prepare_train(arguments: Arguments, n_processes: int) -> Job:
         _show_dry_run(config, notices)
         return DONE
     claim = claim_run_directory(config)
+    held.callback(release_run_directory, claim.made)  # if nothing was written there in the end
+    if not has_lock:
+        held.enter_context(locked(claim.directory))
     config = replace(config, run=replace(config.run, dir=str(claim.directory)))
     checkpoint = to_text(start.manifest) if start else ""
-    return Job("train", None, to_json(config), tuple(notices), tuple(map(str, claim.made)), checkpoint)
+    return Job("train", None, to_json(config), tuple(notices), checkpoint)
+
+
+def _lock_early(settings: Settings, arguments: Arguments, held: ExitStack) -> bool:
+    """Locks the directory of a run that goes on, before its checkpoints are looked at."""
+    from minitrain.observe.run_directory import locked
+
+    run, only_shown = settings.config.run, arguments.switches & {"print-config", "dry-run"}
+    if settings.problems or only_shown or run.resume == "no" or not run.dir or not os.path.isdir(run.dir):
+        return False
+    held.enter_context(locked(Path(run.dir)))
+    return True
 
 
 def check_settings(
@@ -98,7 +118,7 @@ def check_settings(
     problems += check_resume(resolved.config, start)
     if problems:
         raise ConfigError(problems)
-    _check_export(resolved.config)
+    _check_export(resolved.config, start)
     notices += changes(resolved.config, start) if start else []
     return resolved.config, notices + resolved.notices
 
@@ -157,10 +177,10 @@ def _check_surroundings(config: Config, n_processes: int, start: Start | None) -
     return problems
 
 
-def _check_export(config: Config) -> None:
+def _check_export(config: Config, start: Start | None) -> None:
     """Raises CheckpointError if the weights could not be written at the end."""
     export, run = config.run.export_hf, config.run.dir
-    own = export is True and config.run.resume != "no"  # of an earlier part of this run: it gives way
+    own = export is True and start is not None  # of an earlier part of this run: it gives way
     if not own and (isinstance(export, str) or (export and run and os.path.isdir(run))):
         from minitrain.checkpoint.huggingface import check_hf_destination
         from minitrain.checkpoint.weights import export_directory

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minitrain.checkpoint.catalogue import CHECKPOINTS, find_checkpoint
+from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoint_name, find_checkpoint, is_own
 from minitrain.checkpoint.manifest import Manifest, read_manifest
 from minitrain.config import Config
 from minitrain.config_text import repeatable
@@ -45,6 +45,11 @@ def check_resume(config: Config, start: Start | None) -> list[Problem]:
     if run.resume == "auto" and not run.dir:
         what = "run.resume auto looks for checkpoints in run.dir, which is not given"
         return [Problem(what, "run.resume", "give run.dir, or the path of a checkpoint")]
+    if start and run.dir and is_own(start.directory, run.dir):
+        right = checkpoint_name(start.manifest.step)
+        if start.directory.resolve().name != right:
+            what = f"{start.directory} is a checkpoint of step {start.manifest.step}, but not {right}"
+            return [Problem(what, "run.resume, run.dir", "the run went on from another: give a new run.dir")]
     if start and steps < start.manifest.step:
         what = f"train.steps is {steps}, but the checkpoint has taken {start.manifest.step}"
         return [Problem(what, "train.steps", f"give {start.manifest.step} or more")]
@@ -57,7 +62,10 @@ def continued(settings: Settings, start: Start, n_processes: int) -> Settings:
     _check_same(saved, given, start.directory)
     on_threads = settings.config.collectives == "threads" and n_processes == 1
     same_layout = not given.keys() & AXES and (on_threads or ranks_wanted(saved.parallel) == n_processes)
-    taken = known_fields().keys() - given.keys() - OF_ONE_RUN - (set() if same_layout else OF_ONE_LAYOUT)
+    left = OF_ONE_RUN | (set() if same_layout else OF_ONE_LAYOUT)
+    if isinstance(saved.run.export_hf, str):
+        left |= {"run.export_hf"}  # a place for one run's weights
+    taken = known_fields().keys() - given.keys() - left
     config = settings.config
     for name in taken:
         config = _with(config, name, field_value(saved, name))
@@ -71,14 +79,9 @@ def changes(config: Config, start: Start) -> list[str]:
     notices = [f"goes on from step {step}: {start.directory}"]
     for name in known_fields():
         was, now = field_value(saved, name), field_value(config, name)
-        if was != now and not name.startswith("run.") and name not in OF_ONE_RUN:
+        if was != now and name not in OF_ONE_RUN:
             notices.append(f"{name} is {now}, was {was} up to step {step}")
     return notices
-
-
-def is_own(directory: Path, run_dir: str) -> bool:
-    """Whether a checkpoint is one of that run."""
-    return directory.absolute().parent == (Path(run_dir) / CHECKPOINTS).absolute()
 
 
 def _check_same(saved: Config, given: dict[str, Any], directory: Path) -> None:

@@ -1,7 +1,8 @@
 """Signals that ask a job to stop: it saves a checkpoint and ends, to be started again.
 
 SIGTERM comes from schedulers (pre-emption) and SIGUSR1 from batch scripts shortly before the time limit. One
-rank that gets it is enough; the ranks agree between two steps. A second one ends the process at once.
+rank that gets it is enough; the ranks agree between two steps. The same signal once more ends the process at
+once; the other one does not, as schedulers send both.
 """
 
 import os
@@ -53,6 +54,7 @@ class StopRequest:
         while numbers := ours.recv(64):
             for number in numbers:
                 if number in STOP_SIGNALS:
-                    if self.signal is not None:
+                    if self.signal == number:
+                        os.write(2, b"minitrain: told to stop a second time, and ends at once\n")
                         os._exit(TryAgainError.exit_code)
-                    self.signal = signal.Signals(number)
+                    self.signal = self.signal or signal.Signals(number)

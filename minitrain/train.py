@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from minitrain.build import Run, build, load_batch
-from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoint_name, clean, set_aside
+from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoint_name, clean, is_own, set_aside
 from minitrain.checkpoint.manifest import Manifest
 from minitrain.checkpoint.saving import Saver
 from minitrain.checkpoint.weights import export_weights
@@ -46,15 +46,15 @@ def train(
         comm = traced(checked(world) if config.run.check else world, sent, calls)
         run = build(config, comm, checkpoint)
         begun = checkpoint.step if checkpoint else 0
-        together(comm, lambda: recorder.begin(config, begun))
         together(comm, lambda: tidy(config, begun, recorder) if comm.rank == 0 else None)
+        together(comm, lambda: recorder.begin(config, begun))
         loop = Loop(config, run, recorder, stop or StopRequest(), sent, calls)
         with np.errstate(all="ignore"):  # what is not finite is reported by the step itself
             loop.go(begun, checkpoint.tokens if checkpoint else 0)
         grid = run.trainer.grid
         if config.run.export_hf:
-            goes_on = config.run.export_hf is True and config.run.resume != "no"
-            export_weights(config, run.trainer.stage, grid, run.tokens.kind, replace=goes_on)
+            own = config.run.export_hf is True and checkpoint is not None  # of an earlier part of this run
+            export_weights(config, run.trainer.stage, grid, run.tokens.kind, replace=own)
         if config.run.sample_tokens and grid.replica.rank == 0:  # one replica writes, all its shards together
             recorder.sample(_sample(config, run))
         recorder.end()
@@ -138,6 +138,7 @@ class Loop:
 
     def _save(self, background: bool = False, last: bool = False) -> None:
         if self._saver:
+            together(self._run.trainer.grid.world, self._recorder.flush)
             self._tell(self._saver.save(self._step, self._tokens, background, last))
 
     def _all_are_to_stop(self) -> bool:
@@ -185,7 +186,7 @@ def make_saver(config: Config, run: Run, begun: int) -> Saver | None:
     if config.run.dir is None or not config.run.keep:
         return None
     directory = Path(config.run.dir) / CHECKPOINTS
-    own = Path(config.run.resume).absolute().parent == directory.absolute()
+    own = begun > 0 and is_own(Path(config.run.resume), config.run.dir)
     return Saver(config, run.trainer, directory, run.data, run.tokens.kind, saved=begun if own else 0)
 
 

@@ -163,7 +163,7 @@ SAVING: dict[str, tuple[Any, str]] = {  # the function that is about to be calle
     "flush": (saving, "flush"),
     "digest": (saving, "digest_own_chunks"),
     "manifest": (saving, "write_text"),
-    "rename": (saving, "rename"),
+    "rename": (Path, "rename"),
     "latest": (catalogue, "write_text"),
     "prune": (catalogue, "shutil"),
 }

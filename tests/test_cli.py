@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import textwrap
 import types
@@ -44,7 +45,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Takes the place of training: the configurations it was called with."""
     configs: list[Config] = []
     stub = types.ModuleType("minitrain.train")
-    stub.train = lambda config, *_: configs.append(config)  # type: ignore[attr-defined]
+
+    def train(config: Config, *_: object) -> None:
+        (Path(str(config.run.dir)) / "metrics.jsonl").touch()
+        configs.append(config)
+
+    stub.train = train  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "minitrain.train", stub)
     return configs
 
@@ -274,6 +280,29 @@ def test_ctrl_c_ends_ranks_on_threads(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == repr((130, "minitrain: interrupted\n")), done.stdout
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_told_to_stop_before_there_is_a_run(name: str, tmp_path: Path) -> None:
+    """While modules are imported. One rank speaks for all."""
+    code = f"""
+        import importlib.abc, os, runpy, signal, sys
+
+        class Stop(importlib.abc.MetaPathFinder):
+            def find_spec(self, module, path, target=None):
+                if module == "minitrain.cli":
+                    os.kill(os.getpid(), signal.{name})
+
+        sys.meta_path.insert(0, Stop())
+        runpy.run_module("minitrain", run_name="__main__")
+    """
+    for rank, says in ((0, "minitrain: told to stop before the run began\n"), (1, "")):
+        as_rank = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(rank)}
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | as_rank, capture_output=True, text=True, timeout=SOON
+        )
+        assert (done.returncode, done.stderr, done.stdout) == (75, says, "")
+
+
 def test_a_process_exits_with_the_code(tmp_path: Path) -> None:
     done = run_minitrain("--model.layers", "0", cwd=tmp_path, timeout=SOON)
     assert done.returncode == 2
@@ -352,7 +381,7 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(
     assert done.stderr.startswith(PREFIX + says) and done.stderr.count(PREFIX) == 1
 
 
-@pytest.mark.parametrize("n_bytes, file", [(0, ".lock"), (2048, "metrics.jsonl")])
+@pytest.mark.parametrize("n_bytes, file", [(0, "config.toml"), (2048, "metrics.jsonl")])
 def test_a_full_disk_is_named_in_one_line(n_bytes: int, file: str, tmp_path: Path) -> None:
     """Files that may not grow stand for a disk without space."""
     code = f"""

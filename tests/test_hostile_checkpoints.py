@@ -164,7 +164,7 @@ def test_files_that_do_not_belong_to_it(newest: Path) -> None:
     """They are not looked at."""
     (newest / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../b.safetensors"}}')
     (newest / "model-00001-of-00002.safetensors").write_bytes(b"?")
-    (newest.parent / "step-00000099.partial").mkdir()
+    (newest.parent / "step-00000099.0a1b2c3d.partial").mkdir()
     (newest.parent / "step-00000099").symlink_to(newest.absolute(), target_is_directory=True)
     (newest.parent / "step-99").mkdir()
     (newest.parent / "step-00000098").write_text("no directory")

@@ -11,7 +11,7 @@ from kills import survive
 from launch import run
 
 MANY = 100_000
-RUN, CHECKPOINTS = "run", "run/checkpoints"
+RUN, CHECKPOINTS, METRICS = "run", "run/checkpoints", "run/metrics.jsonl"
 CALL = re.compile(
     r'\d+ +(?P<name>\w+)\((?:\w+<(?P<file>[^>]*)>)?(?:, )?(?:"(?P<path>[^"]*)")?(?P<rest>.*)\) += \d+'
 )
@@ -61,7 +61,8 @@ def understood(place: Path, name: str, file: str, path: str, rest: str) -> tuple
 
     def relative(*parts: str) -> str:
         whole = Path(place, *parts)
-        return str(whole.relative_to(place)) if whole.is_relative_to(place) else str(whole)
+        name = str(whole.relative_to(place)) if whole.is_relative_to(place) else str(whole)
+        return re.sub(r"\.[0-9a-f]{8}\.partial", ".partial", name)  # the job's own number
 
     if name.startswith("mkdir"):
         return "make", relative(file, path)
@@ -78,10 +79,14 @@ def understood(place: Path, name: str, file: str, path: str, rest: str) -> tuple
 def test_what_must_last_is_on_the_disk_before_it_gets_its_name(tmp_path: Path) -> None:
     """Two checkpoints of which one is kept. Between `write` and the `rename` that makes it count each file
     and each directory is flushed; and the old one is touched only when the new one has its name for good.
+    The lines of the steps before it are there first.
     """
     calls = calls_of(Training(tmp_path, "--run.save_every 1 --run.keep 1", ranks=1, steps=2))
     made = calls.index(("make", CHECKPOINTS))
     assert calls[made + 1] == ("fsync", RUN)
+    for step in (1, 2):
+        before = [call for call in calls[: calls.index(("make", partial(step)))] if METRICS in call[1]]
+        assert before[-1] == ("fsync", METRICS) and before.count(("write", METRICS)) == step
     assert (
         written(1)
         == [call for call in calls[: calls.index(("make", partial(2)))] if CHECKPOINTS in call[1]][1:]

@@ -447,6 +447,20 @@ BUGS = [
         "tests/test_faults.py::test_a_checkpoint_that_is_complete_is_not_given_up",
     ),
     Bug(
+        "zeros that no rank has written count as weights",
+        "checkpoint/saving.py",
+        "        self._check_all_is_written(written, step)\n",
+        "",
+        "tests/test_resume.py::test_what_no_rank_writes_is_no_checkpoint",
+    ),
+    Bug(
+        "the lock of a file that is gone counts",
+        "observe/run_directory.py",
+        "if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):",
+        "if True:",
+        "tests/test_resume.py::test_a_lock_is_that_of_the_file_that_has_the_name",
+    ),
+    Bug(
         "files whose checksums differ are taken",
         "checkpoint/resuming.py",
         "        if chunk is not None:",

@@ -1,19 +1,25 @@
 """What a run takes over from the checkpoint that it goes on from, and what it refuses."""
 
+import fcntl
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+import minitrain.checkpoint.saving as saving
 from minitrain.arguments import parse
-from minitrain.checkpoint.catalogue import checkpoints_in
+from minitrain.checkpoint.catalogue import checkpoints_in, set_aside
 from minitrain.checkpoint.manifest import read_manifest, to_text
+from minitrain.checkpoint.parts import parts_to_write
 from minitrain.cli import main
 from minitrain.config import Config
-from minitrain.errors import CheckpointError, MinitrainError
+from minitrain.errors import CheckpointError, ConfigError, MinitrainError
+from minitrain.observe.run_directory import locked
 from minitrain.prepare import check_settings
 from minitrain.resume import continued, find_start
 from minitrain.settings import read_settings
@@ -58,6 +64,8 @@ def test_what_is_not_named_is_the_checkpoint_s(place: Path) -> None:
     assert (config.model.width, config.optim.lr, config.run.save_every) == (16, 0.01, 2)
     assert config.train.steps == 9 and config.run.dir == str(place / "run")
     assert notices[1:] == ["train.steps is 9, was 4 up to step 2"]
+    _, notices = resolved("--run.resume run/checkpoints/step-00000002 --run.keep 5")
+    assert notices[1:] == ["run.keep is 5, was 2 up to step 2"]
 
 
 def test_what_is_named_counts_and_is_told(place: Path) -> None:
@@ -82,6 +90,10 @@ def test_the_layout_is_the_checkpoint_s_only_where_it_fits(
     assert (parallel.dp, parallel.tp, parallel.pp) == expected
 
 
+def files_below(place: Path) -> list[tuple[Path, int]]:
+    return sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*") if path.is_file())
+
+
 @pytest.mark.parametrize("line, code, parts", [
     ("--run.resume auto", 2, ("run.resume auto looks for checkpoints in run.dir, which is not given",)),
     ("--run.resume auto --run.dir run --train.steps 3", 2, ("train.steps is 3, but the checkpoint has",)),
@@ -99,11 +111,11 @@ def test_the_layout_is_the_checkpoint_s_only_where_it_fits(
 def test_refusals(
     line: str, code: int, parts: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*"))
+    before = files_below(place)
     assert main(line.split()) == code
     err = capsys.readouterr().err
     assert all(part in err for part in parts), err
-    assert sorted((path, path.stat().st_mtime_ns) for path in place.rglob("*")) == before
+    assert files_below(place) == before
 
 
 def test_from_an_earlier_checkpoint_nothing_later_is_lost(place: Path) -> None:
@@ -119,6 +131,80 @@ def test_from_an_earlier_checkpoint_nothing_later_is_lost(place: Path) -> None:
         json.loads(line)["step"] for line in (place / "run" / "metrics.cut.jsonl").read_text().splitlines()
     ]
     assert cut == [3, 4]
+
+
+@pytest.mark.parametrize("name", ["step-00000004.superseded-1", "step-00000003"])
+def test_a_run_goes_on_only_from_what_is_still_a_part_of_it(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Set aside or renamed, a checkpoint can begin a branch."""
+    renamed = (place / "run/checkpoints/step-00000004").rename(place / "run/checkpoints" / name)
+    before = files_below(place)
+    assert main(f"--run.resume {renamed}".split()) == 2
+    err = capsys.readouterr().err
+    assert f"{renamed} is a checkpoint of step 4, but not step-00000004; run.resume, run.dir; " in err
+    assert files_below(place) == before
+    assert main(f"--run.resume {renamed} --run.dir branch --train.steps 5 --run.progress none".split()) == 0
+    assert [step for step, _ in metrics("branch")] == [5]
+
+
+def test_later_checkpoints_are_set_aside_the_newest_first(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted between two, the run has what the next start needs to do the rest."""
+    directory = place / "run" / "checkpoints"
+    shutil.copytree(directory / "step-00000004", directory / "step-00000006")
+    moved, rename = [], Path.rename
+
+    def once(path: Path, target: Path) -> Path:
+        if moved:
+            raise OSError
+        moved.append(path.name)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(Path, "rename", once)
+        set_aside(directory, 2)
+    assert moved == ["step-00000006"]
+    assert [path.name for path in set_aside(directory, 2)] == ["step-00000004.superseded-1"]
+    assert (directory / "latest").read_text() == "step-00000002\n"
+
+
+def test_what_no_rank_writes_is_no_checkpoint(
+    place: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files begin as zeros, and the checksums of zeros would be right."""
+    monkeypatch.setattr(saving, "parts_to_write", lambda unit, grid: list(parts_to_write(unit, grid))[1:])
+    line = f"{SHORT} --data.path {runs}/text.txt --train.steps 3 --run.dir new --run.save_every 1"
+    assert main(line.split()) == 6
+    assert re.search(r"error: \d+ of 12336 weights were written; ", capsys.readouterr().err)
+    assert not checkpoints_in(place / "new" / "checkpoints")
+
+
+def test_the_run_is_locked_before_its_checkpoints_are_looked_at(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(place / "run" / "checkpoints" / "step-00000004")
+    (place / "run" / "checkpoints" / "step-00000002" / "manifest.json").write_text("half of")
+    with locked(place / "run"):
+        assert main("--run.resume auto --run.dir run".split()) == 2
+        assert "another job writes to run: process" in capsys.readouterr().err
+    assert not (place / "run" / ".lock").exists()
+
+
+def test_a_lock_is_that_of_the_file_that_has_the_name(tmp_path: Path) -> None:
+    """Whoever waited for a lock may get that of a file which its job has removed meanwhile."""
+    flock, removed = fcntl.flock, []
+
+    def slow(file: IO[str], how: int) -> None:
+        if not removed:
+            removed.append((tmp_path / ".lock").unlink())
+        flock(file, how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fcntl, "flock", slow)
+        with locked(tmp_path), pytest.raises(ConfigError, match="another job"), locked(tmp_path):
+            raise AssertionError("two jobs in one directory")
 
 
 def test_a_branch_leaves_the_run_as_it_was(place: Path) -> None:
@@ -140,8 +226,22 @@ def test_a_run_that_is_at_its_end_writes_its_weights_once_more(place: Path) -> N
 def test_auto_begins_where_there_is_no_checkpoint(place: Path, runs: Path) -> None:
     line = f"{SHORT} --data.path {runs}/text.txt --train.steps 2 --run.dir new --run.resume auto"
     assert main(line.split()) == 0 and [step for step, _ in metrics("new")] == [1, 2]
-    shutil.rmtree(place / "new" / "checkpoints")  # as if the run had died before the first
+    for name in ("checkpoints", "hf"):  # as if the run had died before the first
+        shutil.rmtree(place / "new" / name)
     assert main(line.split()) == 0 and [step for step, _ in metrics("new")] == [1, 2]
+
+
+def test_weights_of_a_run_without_checkpoints_are_not_overwritten(
+    place: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would begin once more, and at its end they would be gone."""
+    line = f"{SHORT} --data.path {runs}/text.txt --train.steps 1 --run.dir new --run.resume auto"
+    line += " --run.keep 0 --run.export_hf"
+    assert main(line.split()) == 0
+    before = files_below(place)
+    assert main(line.split()) == 4
+    assert "the directory is not empty; new/hf; give a new one: nothing is over" in capsys.readouterr().err
+    assert files_below(place) == before
 
 
 def test_a_half_written_line_of_metrics_is_no_obstacle(place: Path) -> None:

@@ -1,6 +1,6 @@
 """The directory of a run's checkpoints: `step-00000100` and so on, each complete or absent.
 
-A checkpoint is written under another name (`.partial`) and renamed when all of it is on the disk; it is
+A checkpoint is written under another name (`.JOB.partial`) and renamed when all of it is on the disk; it is
 renamed again (`.deleting`) before it is removed. What has the right name is therefore whole, unless something
 else damaged it later, and that its checksums show.
 """
@@ -16,7 +16,7 @@ from minitrain.errors import CheckpointError
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 LATEST = "latest"  # the name of the newest, for people and scripts; nothing here relies on it
 _NAME = re.compile(r"step-([0-9]{8,})")
-_UNFINISHED = re.compile(r"step-[0-9]{8,}\.(partial|deleting)")
+_UNFINISHED = re.compile(r"step-[0-9]{8,}\.([0-9a-f]+\.partial|deleting)")
 
 
 def checkpoint_name(step: int) -> str:
@@ -32,10 +32,15 @@ def checkpoints_in(directory: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name says."""
-    match = _NAME.fullmatch(path.name)
+    """The step that a checkpoint's name says, whatever comes after it."""
+    match = _NAME.match(path.name)
     assert match
     return int(match[1])
+
+
+def is_own(checkpoint: Path, run_dir: str) -> bool:
+    """Whether it is one of that run."""
+    return checkpoint.resolve().parent == (Path(run_dir) / CHECKPOINTS).resolve()
 
 
 def find_checkpoint(resume: str, run_dir: str | None) -> Path | None:
@@ -58,7 +63,7 @@ def find_checkpoint(resume: str, run_dir: str | None) -> Path | None:
 
 def remedy_for(directory: Path) -> str:
     """What to do about a damaged checkpoint: the newest before it, if there is one."""
-    if _NAME.fullmatch(directory.name):
+    if _NAME.match(directory.name):
         earlier = [p for p in checkpoints_in(directory.parent) if step_of(p) < step_of(directory)]
         if earlier:
             return f"copy it again, or go on from an earlier one: --run.resume {earlier[-1]}"
@@ -77,22 +82,30 @@ def set_aside(directory: Path, step: int) -> list[Path]:
     """Those after `step` get another name, since a run goes on from before them. Raises OSError."""
     later = [path for path in checkpoints_in(directory) if step_of(path) > step]
     moved = []
-    for path in later:
+    for path in reversed(later):  # the newest first: what is left to do is then done at the next start
         number = 1
         while (target := path.with_name(f"{path.name}.superseded-{number}")).exists():
             number += 1
         moved.append(path.rename(target))
     if moved:
-        flush(directory)
+        _name_latest(directory)
     return moved
 
 
 def keep_newest(directory: Path, n: int) -> None:
     """Removes all but the newest `n`, and says which is the newest. Raises OSError."""
-    present = checkpoints_in(directory)
-    write_text(directory / LATEST, present[-1].name + "\n")
-    for path in present[:-n]:
+    _name_latest(directory)
+    for path in checkpoints_in(directory)[:-n]:
         doomed = path.with_name(path.name + ".deleting")
         path.rename(doomed)
         flush(directory)
         shutil.rmtree(doomed)
+
+
+def _name_latest(directory: Path) -> None:
+    present = checkpoints_in(directory)
+    if present:
+        write_text(directory / LATEST, present[-1].name + "\n")
+    else:
+        (directory / LATEST).unlink(missing_ok=True)
+        flush(directory)

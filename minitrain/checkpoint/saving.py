@@ -13,6 +13,7 @@ between steps whether all have finished. No thread communicates.
 """
 
 import platform
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+
+import numpy as np
 
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.catalogue import LATEST, MANIFEST, checkpoint_name, keep_newest
@@ -41,12 +44,13 @@ from minitrain.checkpoint.manifest import (
 from minitrain.checkpoint.parts import parts_to_write
 from minitrain.checkpoint.safetensors_file import create, open_tensors
 from minitrain.checkpoint.state import Snapshot, state_tensors, write_state
-from minitrain.comm.agree import agree, together
+from minitrain.comm.agree import agree, broadcast_text, together
 from minitrain.comm.interface import Comm
 from minitrain.config import Config
 from minitrain.config_text import repeatable
-from minitrain.durable import flush, make_directory, rename, write_text
-from minitrain.errors import CheckpointError, MinitrainError
+from minitrain.durable import flush, make_directory, write_text
+from minitrain.errors import CheckpointError, InternalError, MinitrainError, Problem
+from minitrain.model.spec import model_specs
 from minitrain.precision import PRECISIONS
 from minitrain.step import Trainer
 
@@ -70,7 +74,10 @@ class Saver:
         """`saved`: the step of the checkpoint that the run goes on from, if there is one."""
         self._config, self._trainer, self._world = config, trainer, trainer.grid.world
         self._directory, self._data, self._tokenizer = directory, data, tokenizer
-        self._saved, self._complete, self._failures = saved, saved, 0
+        self._begun = self._complete = saved  # the steps of the last one begun, and of the last one complete
+        self._failures = 0
+        self._nonce = broadcast_text(self._world, secrets.token_hex(4) if self._world.rank == 0 else None)
+        self._software = _software()
         self._pending: _Pending | None = None
 
     @property
@@ -89,9 +96,9 @@ class Saver:
         Raises CheckpointError the third time in a row, or at once if it is the last.
         """
         warnings = self.finish()
-        if step == self._saved:
+        if step == self._begun:
             return warnings
-        self._saved = step
+        self._begun = step
         self._pending = _Pending(step, self._actions(step, tokens, background))
         if background:
             self._pending.start()
@@ -132,10 +139,10 @@ class Saver:
         if step == self._complete:
             self._failures = 0
             return [f"warning: {error.problems[0]}"]
-        self._saved, self._failures = 0, self._failures + 1
+        self._begun, self._failures = 0, self._failures + 1
         if self._world.rank == 0:
-            shutil.rmtree(partial_of(self._directory / checkpoint_name(step)), ignore_errors=True)
-        if last or self._failures == MOST_FAILURES:
+            shutil.rmtree(self._partial(step), ignore_errors=True)
+        if last or self._failures == MOST_FAILURES or error.exit_code != CheckpointError.exit_code:
             self._world.barrier()  # it is removed before anybody leaves
             raise error
         return [f"warning: no checkpoint of step {step}: {error.problems[0]}"]
@@ -145,16 +152,31 @@ class Saver:
         snapshot = Snapshot.of(self._trainer.stage, copied=background)
         manifest = self._manifest(step, tokens)
         directory = self._directory / checkpoint_name(step)
-        partial, rank_0 = partial_of(directory), self._world.rank == 0
+        partial, rank_0 = self._partial(step), self._world.rank == 0
         words: dict[str, Array] = {}
+        written = np.zeros(1, np.int64)
         yield lambda: self._create(partial) if rank_0 else None
-        yield lambda: self._write(partial, snapshot)
+        yield lambda: self._write(partial, snapshot, written)
+        self._check_all_is_written(written, step)
         yield lambda: words.update(_flush_and_digest(partial, self._world))
         for name in words:
             self._world.all_reduce(words[name])
         yield lambda: _commit(partial, directory, manifest, words) if rank_0 else None
         self._complete = step
         yield lambda: _prune(self._directory, self._config.run.keep) if rank_0 else None
+
+    def _partial(self, step: int) -> Path:
+        """Its name until it is complete: of this job alone, lest a rank that outlived another write to it."""
+        return self._directory / f"{checkpoint_name(step)}.{self._nonce}.partial"
+
+    def _check_all_is_written(self, written: Array, step: int) -> None:
+        """Files begin as zeros: what no rank wrote would have right checksums."""
+        self._world.all_reduce(written)
+        expected = sum(spec.size for spec in model_specs(self._config.model))
+        if written[0] != expected:
+            what = f"{written[0]} of {expected} weights were written"
+            problem = Problem(what, f"checkpoint of step {step}", "this is a defect of minitrain")
+            raise InternalError.everywhere([problem], InternalError.exit_code)
 
     def _manifest(self, step: int, tokens: int) -> Manifest:
         """All but its files."""
@@ -168,7 +190,7 @@ class Saver:
             loss_scale=ScaleSeen(scale.scale, scale.good_steps, scale.tolerated) if scale else None,
             data=self._data,
             config=repeatable(self._config),
-            software=_software(),
+            software=self._software,
             written=datetime.now(UTC).isoformat(timespec="seconds"),
             files={},
         )
@@ -182,13 +204,14 @@ class Saver:
             create_hf(partial, config.model, PRECISIONS[config.precision].master, self._tokenizer)
             create(partial / STATE, state_tensors(config, trainer.updater.optimizer))
 
-    def _write(self, partial: Path, snapshot: Snapshot) -> None:
+    def _write(self, partial: Path, snapshot: Snapshot, written: Array) -> None:
         trainer = self._trainer
         writer = HFWriter(partial, self._config.model)
         with _writing(partial):
             for unit, master in zip(trainer.stage.units, snapshot.masters, strict=True):
                 for part in parts_to_write(unit, trainer.grid):
                     writer.write(part.held.spec, part.box, master[part.where].reshape(part.shape))
+                    written += part.elements.stop - part.elements.start
             write_state(open_tensors(partial / STATE), trainer, snapshot)
 
 
@@ -228,11 +251,6 @@ class _Pending:
             self._error = error
 
 
-def partial_of(directory: Path) -> Path:
-    """The name of a checkpoint until it is complete."""
-    return directory.with_name(directory.name + ".partial")
-
-
 def _flush_and_digest(partial: Path, comm: Comm) -> dict[str, Array]:
     """The checksums of this rank's chunks, computed while the disk is at work."""
     with _writing(partial), ThreadPoolExecutor(1) as other_thread:
@@ -249,21 +267,27 @@ def _commit(partial: Path, directory: Path, manifest: Manifest, words: dict[str,
         sizes = {name: (partial / name).stat().st_size for name in FILES}
         files = {name: StoredFile(sizes[name], to_hex(words[name])) for name in FILES}
         write_text(partial / MANIFEST, to_text(replace(manifest, files=files)))
-        rename(partial, directory)
+        partial.rename(directory)
 
 
 def _prune(directory: Path, keep: int) -> None:
+    """What fails from here on does not make the new checkpoint incomplete."""
     try:
+        flush(directory)
         keep_newest(directory, keep)
     except OSError as problem:
-        what = (
-            f"an old checkpoint cannot be removed, or {LATEST} not be written ({problem.strerror or problem})"
-        )
+        what = "the newest checkpoint is complete, but the directory cannot be flushed, "
+        what += f"an old one removed, or {LATEST} written ({problem.strerror or problem})"
         raise CheckpointError(what, str(directory), "free space there, or check its permissions") from None
 
 
 def _software() -> dict[str, str]:
-    packages = {name: metadata.version(name) for name in ("minitrain", "numpy", "mpi4py")}
+    packages = {}
+    for name in ("minitrain", "numpy", "mpi4py"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from its source
+            packages[name] = "not installed"
     return packages | {"python": platform.python_version(), "machine": platform.machine()}
 
 

@@ -6,16 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from minitrain.config import Config
 from minitrain.config_text import repeatable, to_toml
-from minitrain.durable import write_text
+from minitrain.durable import flush, write_text
 from minitrain.errors import ConfigError, Problem
 from minitrain.observe.banner import banner
 from minitrain.observe.console import say
 from minitrain.observe.progress import Progress, Quiet, make_progress
-from minitrain.observe.run_directory import LOCK, METRICS, cut_metrics, lock_run_directory
+from minitrain.observe.run_directory import METRICS, cut_metrics
 
 
 class StepMetrics(NamedTuple):
@@ -44,6 +44,8 @@ class AnyRecorder(Protocol):
 
     def notice(self, text: str) -> None: ...
 
+    def flush(self) -> None: ...
+
     def sample(self, text: str) -> None: ...
 
     def end(self) -> None: ...
@@ -64,6 +66,9 @@ class SilentRecorder:
     def notice(self, text: str) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def sample(self, text: str) -> None:
         pass
 
@@ -80,7 +85,6 @@ class Recorder:
     def __init__(self, notices: Sequence[str] = ()) -> None:
         self.notices = list(notices)
         self.progress: Progress = Quiet()  # before there are steps
-        self.lock: IO[str] | None = None  # of the run directory, which no other job gets meanwhile
 
     def begin(self, config: Config, done: int = 0) -> None:
         """Starts the files, or goes on with them after `done` steps, and prints the banner. Raises
@@ -114,6 +118,11 @@ class Recorder:
         """A line for the user between two steps."""
         self.progress.note(text)
 
+    def flush(self) -> None:
+        """The lines so far are on the disk: no checkpoint is there without those before it."""
+        with _writing(self.directory / METRICS) as path:
+            flush(path)
+
     def sample(self, text: str) -> None:
         """Text that the trained model has written."""
         self.progress.end()
@@ -130,11 +139,9 @@ class Recorder:
     def close(self) -> None:
         """Whichever way the run ends: what is printed from now on starts a line of its own."""
         self.progress.end()
-        if self.lock:
-            self.lock.close()
 
     def _start_files(self) -> None:
-        """metrics.jsonl first, which no two runs can make; without the others it does not stay."""
+        """metrics.jsonl first, which no two runs can make; without config.toml it does not stay."""
         metrics = self.directory / METRICS
         try:
             with _writing(metrics):
@@ -144,22 +151,15 @@ class Recorder:
             problem = Problem(f"{self.directory} holds a run already", "run.dir", "choose another run.dir")
             raise ConfigError([problem]) from error
         try:
-            self._lock()
             self._write_config()
         except ConfigError:
-            for path in (metrics, self.directory / LOCK):
-                path.unlink(missing_ok=True)
+            metrics.unlink(missing_ok=True)
             raise
 
     def _continue_files(self, done: int) -> None:
-        self._lock()
         with _writing(self.directory / METRICS):
             cut_metrics(self.directory, done)
         self._write_config()
-
-    def _lock(self) -> None:
-        with _writing(self.directory / LOCK):
-            self.lock = lock_run_directory(self.directory)
 
     def _write_config(self) -> None:
         with _writing(self.directory / "config.toml") as path:

@@ -5,7 +5,8 @@ import json
 import math
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -100,24 +101,47 @@ def _step_of(line: bytes) -> float:
         return math.inf
 
 
-def lock_run_directory(directory: Path) -> IO[str]:
-    """Keeps other jobs out for as long as the result is open and this process lives.
-
-    Raises ConfigError that names the job that is in it, and OSError.
-    """
-    file = (directory / LOCK).open("a+", encoding="utf-8")
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Meanwhile no other job gets the directory, as long as this process lives. Raises ConfigError."""
+    path = directory / LOCK
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = _lock(path)
     except BlockingIOError:
-        file.seek(0)
-        what = f"another job writes to {directory}: {file.read(200).strip() or 'unknown'}"
-        file.close()
+        holder = ""
+        with suppress(OSError):
+            holder = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+        what = f"another job writes to {directory}: {holder or 'unknown'}"
         raise ConfigError([Problem(what, "run.dir", "wait for its end, or choose another run.dir")]) from None
+    except OSError as error:
+        what = f"cannot lock {path}: {error.strerror}"
+        remedy = "check permissions there, or choose another run.dir"
+        raise ConfigError([Problem(what, "run.dir", remedy)]) from error
     job = next((f", job {os.environ[name]}" for name in JOB_IDS if name in os.environ), "")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
-    file.flush()
-    return file
+    try:
+        with suppress(OSError):  # a full disk: the lock holds, without a name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
+            file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    """Raises BlockingIOError if another process has it, and other OSErrors."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        except OSError:
+            file.close()
+            raise
+        file.close()  # the job that had it has ended, and its file with it
 
 
 def _make_numbered(parent: Path, name: str) -> Path:
