@@ -6,6 +6,7 @@ cores, one thread a rank, shared memory and TCP only).
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,7 +160,19 @@ def end_session(leader: "subprocess.Popen[bytes]") -> tuple[int, ...]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+    tidy_after_launchers()
     return orphans
+
+
+def tidy_after_launchers() -> None:
+    """Open MPI's mpirun that is killed leaves a directory, named by its process; the next one of the same
+    number fails: "The PMIx server's listener thread failed to start".
+    """
+    alive = set(map(str, living_processes()))
+    for directory in Path(tempfile.gettempdir()).glob("ompi.*"):
+        pid = directory.suffix[1:]
+        if pid.isdigit() and pid not in alive:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def session_members(session: int) -> list[int]:
