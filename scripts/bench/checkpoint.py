@@ -47,7 +47,8 @@ DATA = DataSeen(1, "0" * 32)
 
 def measure(layout: str, world: Comm, directory: Path, dd_first: bool) -> dict[str, float]:
     """Seconds and bytes of one round. dd writes as many bytes, and reads the checkpoint's own files. Whoever
-    reads finds nothing in the page cache; but a virtual machine's host may remember, so they take turns.
+    reads finds nothing in the page cache; but a virtual machine's host may remember, so they take turns. Both
+    write new files, and find a disk that has nothing left to do; removing them is not timed.
     """
     run = RunConfig(keep=1)
     config = resolve(Config(model=MODEL, parallel=LAYOUTS[layout], run=run), {}, world.size).config
@@ -59,10 +60,11 @@ def measure(layout: str, world: Comm, directory: Path, dd_first: bool) -> dict[s
     def dd_writes() -> None:
         to = f"of={directory / 'dd'}"
         found["dd write"] = dd(world, "if=/dev/zero", to, f"count={n_bytes >> 20}", "conv=fsync")
+        remove(world, directory / "dd")
 
     def we_write() -> None:
         before = resident(world, reset=True)
-        found["write"] = timed(world, lambda: saver.save(1, 1))
+        found["write"] = timed(world, lambda: saver.save(1, 1, last=True))
         found["memory of a write"] = resident(world) - before
 
     def dd_reads() -> None:
@@ -78,6 +80,7 @@ def measure(layout: str, world: Comm, directory: Path, dd_first: bool) -> dict[s
     for both in ((dd_writes, we_write), (dd_reads, we_read)):
         for action in both if dd_first else reversed(both):
             action()
+    remove(world, path)
     return found
 
 
@@ -133,6 +136,14 @@ def forget(world: Comm, path: Path) -> None:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
     world.barrier()
+
+
+def remove(world: Comm, path: Path) -> None:
+    """Takes a file or directory away, and waits until the disk has done what that takes."""
+    if world.rank == 0:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        os.sync()
+    sleep_until_rank_0_is_done(world)
 
 
 def resident(world: Comm, reset: bool = False) -> float:
