@@ -1,6 +1,4 @@
-"""scripts/bench_step, bench_optim and bench_check compare like with like, and report it. How fast either side
-is, is not asserted.
-"""
+"""Scripts named bench_... compare like with like, and report it. How fast they find it is not asserted."""
 
 import json
 from pathlib import Path
@@ -68,6 +66,16 @@ def test_optimizers_that_differ_are_not_compared() -> None:
     )
     job = run_python(program)
     assert job.returncode == 1 and "end at different weights" in job.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, rows", [("checkpoint.py", 6), ("writing.py", 6)])
+def test_what_checkpoints_cost(name: str, rows: int, tmp_path: Path) -> None:
+    """Two rounds: the second begins where the first left something behind."""
+    job = run_python(BENCH / name, "--rounds", 2, "--dir", tmp_path, ranks=4, timeout=900)
+    assert job.returncode == 0, job.stderr
+    assert len(job.stdout.splitlines()) == rows and "inf" not in job.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
