@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
 
 def start() -> int:
     """Imports the command line, which takes a moment, and returns its exit code."""
@@ -26,10 +28,12 @@ def end_at_once(*_: object) -> None:
 
 
 def try_again(*_: object) -> None:
-    """Told to stop while there is nothing to save: the code says that the job may be started again."""
-    from minitrain.launch import launched
+    """Told to stop while there is nothing to save: the code says that the job may be started again.
 
-    if launched(os.environ).rank == 0:
+    It imports nothing, as it may have interrupted an import.
+    """
+    ranks = [os.environ[name] for name in RANK if name in os.environ]
+    if ranks[:1] in ([], ["0"]):
         os.write(2, b"minitrain: told to stop before the run began\n")
     os._exit(75)
 

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             job = agree_on_job(argv, world, debug, held)
             return run(job, world) if job.exit_code is None else job.exit_code
         except BaseException as error:
-            held.close()  # while this process still can
+            held.close()  # `fail` may end the process
             return fail(error, world, debug)
 
 

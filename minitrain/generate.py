@@ -45,14 +45,13 @@ def generate_text(directory: str, prompt: str, n_tokens: int, temperature: float
 
 
 def _weights_of(directory: str) -> str:
-    """Of a run directory: the weights it ended with, or else its newest checkpoint."""
+    """Of a run directory: its newest checkpoint, or else the weights it ended with."""
     run = Path(directory)
     if os.path.exists(run / "config.json"):
         return directory
-    if os.path.isdir(run / EXPORT):
-        return str(run / EXPORT)
-    checkpoints = checkpoints_in(run / CHECKPOINTS)
-    return str(checkpoints[-1]) if checkpoints else directory
+    if checkpoints := checkpoints_in(run / CHECKPOINTS):
+        return str(checkpoints[-1])
+    return str(run / EXPORT) if os.path.isdir(run / EXPORT) else directory
 
 
 @np.errstate(all="ignore")  # what is not finite is reported once, by _draw

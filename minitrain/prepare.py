@@ -179,15 +179,16 @@ def _check_surroundings(config: Config, n_processes: int, start: Start | None) -
 
 def _check_export(config: Config, start: Start | None) -> None:
     """Raises CheckpointError if the weights could not be written at the end."""
-    export, run = config.run.export_hf, config.run.dir
-    own = export is True and start is not None  # of an earlier part of this run: it gives way
-    if not own and (isinstance(export, str) or (export and run and os.path.isdir(run))):
-        from minitrain.checkpoint.huggingface import check_hf_destination
-        from minitrain.checkpoint.weights import export_directory
+    from minitrain.checkpoint.huggingface import check_hf_destination
+    from minitrain.checkpoint.weights import export_directory
 
+    export, run = config.run.export_hf, config.run.dir
+    if isinstance(export, str) or (export and run and os.path.isdir(run)):
         directory = export_directory(config)
         assert directory is not None
-        check_hf_destination(directory, config.model)
+        own = export is True and start and run and is_own(start.directory, run)
+        if not (own and directory.is_dir()):  # the files of an earlier part of this run give way
+            check_hf_destination(directory, config.model)
 
 
 def _show_dry_run(config: Config, notices: list[str]) -> None:

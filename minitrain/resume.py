@@ -49,7 +49,8 @@ def check_resume(config: Config, start: Start | None) -> list[Problem]:
         right = checkpoint_name(start.manifest.step)
         if start.directory.resolve().name != right:
             what = f"{start.directory} is a checkpoint of step {start.manifest.step}, but not {right}"
-            return [Problem(what, "run.resume, run.dir", "the run went on from another: give a new run.dir")]
+            remedy = "rename it back, or give a new run.dir for a branch"
+            return [Problem(what, "run.resume, run.dir", remedy)]
     if start and steps < start.manifest.step:
         what = f"train.steps is {steps}, but the checkpoint has taken {start.manifest.step}"
         return [Problem(what, "train.steps", f"give {start.manifest.step} or more")]
@@ -63,8 +64,9 @@ def continued(settings: Settings, start: Start, n_processes: int) -> Settings:
     on_threads = settings.config.collectives == "threads" and n_processes == 1
     same_layout = not given.keys() & AXES and (on_threads or ranks_wanted(saved.parallel) == n_processes)
     left = OF_ONE_RUN | (set() if same_layout else OF_ONE_LAYOUT)
-    if isinstance(saved.run.export_hf, str):
-        left |= {"run.export_hf"}  # a place for one run's weights
+    to = settings.config.run.dir
+    if isinstance(saved.run.export_hf, str) and to and not is_own(start.directory, to):
+        left |= {"run.export_hf"}  # a place for one run's weights, and a branch is another
     taken = known_fields().keys() - given.keys() - left
     config = settings.config
     for name in taken:
@@ -80,8 +82,13 @@ def changes(config: Config, start: Start) -> list[str]:
     for name in known_fields():
         was, now = field_value(saved, name), field_value(config, name)
         if was != now and name not in OF_ONE_RUN:
-            notices.append(f"{name} is {now}, was {was} up to step {step}")
+            notices.append(f"{name} is {_shown(now)}, was {_shown(was)} up to step {step}")
     return notices
+
+
+def _shown(value: Any) -> str:
+    """As one would type it."""
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_same(saved: Config, given: dict[str, Any], directory: Path) -> None:

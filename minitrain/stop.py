@@ -2,19 +2,22 @@
 
 SIGTERM comes from schedulers (pre-emption) and SIGUSR1 from batch scripts shortly before the time limit. One
 rank that gets it is enough; the ranks agree between two steps. The same signal once more ends the process at
-once; the other one does not, as schedulers send both.
+once. The other one does not, as schedulers send both; nor does one that follows within a second, as `timeout`
+signals a process and then its group.
 """
 
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minitrain.errors import TryAgainError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ONE_REQUEST = 1.0  # seconds in which a signal may come several times and means the same
 
 
 class StopRequest:
@@ -22,6 +25,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._since = 0.0
 
     @property
     def asked(self) -> bool:
@@ -54,7 +58,8 @@ class StopRequest:
         while numbers := ours.recv(64):
             for number in numbers:
                 if number in STOP_SIGNALS:
-                    if self.signal == number:
+                    if self.signal is None:
+                        self.signal, self._since = signal.Signals(number), time.monotonic()
+                    elif self.signal == number and time.monotonic() - self._since > ONE_REQUEST:
                         os.write(2, b"minitrain: told to stop a second time, and ends at once\n")
                         os._exit(TryAgainError.exit_code)
-                    self.signal = self.signal or signal.Signals(number)

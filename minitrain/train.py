@@ -46,15 +46,19 @@ def train(
         comm = traced(checked(world) if config.run.check else world, sent, calls)
         run = build(config, comm, checkpoint)
         begun = checkpoint.step if checkpoint else 0
-        together(comm, lambda: tidy(config, begun, recorder) if comm.rank == 0 else None)
+        if config.run.resume != "no":
+            together(comm, lambda: tidy(config, begun, recorder) if comm.rank == 0 else None)
         together(comm, lambda: recorder.begin(config, begun))
+        if checkpoint and run.data != checkpoint.data:
+            was, now = checkpoint.data.tokens, run.data.tokens
+            recorder.notice(f"other data from here on: {now} tokens, and {was} up to step {begun}")
         loop = Loop(config, run, recorder, stop or StopRequest(), sent, calls)
         with np.errstate(all="ignore"):  # what is not finite is reported by the step itself
             loop.go(begun, checkpoint.tokens if checkpoint else 0)
         grid = run.trainer.grid
         if config.run.export_hf:
-            own = config.run.export_hf is True and checkpoint is not None  # of an earlier part of this run
-            export_weights(config, run.trainer.stage, grid, run.tokens.kind, replace=own)
+            replace = config.run.export_hf is True and same_run(config, begun)
+            export_weights(config, run.trainer.stage, grid, run.tokens.kind, replace)
         if config.run.sample_tokens and grid.replica.rank == 0:  # one replica writes, all its shards together
             recorder.sample(_sample(config, run))
         recorder.end()
@@ -186,8 +190,13 @@ def make_saver(config: Config, run: Run, begun: int) -> Saver | None:
     if config.run.dir is None or not config.run.keep:
         return None
     directory = Path(config.run.dir) / CHECKPOINTS
-    own = begun > 0 and is_own(Path(config.run.resume), config.run.dir)
-    return Saver(config, run.trainer, directory, run.data, run.tokens.kind, saved=begun if own else 0)
+    saved = begun if same_run(config, begun) else 0
+    return Saver(config, run.trainer, directory, run.data, run.tokens.kind, saved)
+
+
+def same_run(config: Config, begun: int) -> bool:
+    """Whether the checkpoint of step `begun` is one of this run's own directory, and no branch begins."""
+    return begun > 0 and config.run.dir is not None and is_own(Path(config.run.resume), config.run.dir)
 
 
 def _sample(config: Config, run: Run) -> str:

@@ -280,15 +280,15 @@ def test_ctrl_c_ends_ranks_on_threads(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == repr((130, "minitrain: interrupted\n")), done.stdout
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_told_to_stop_before_there_is_a_run(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name, module", [("SIGTERM", "minitrain.cli"), ("SIGUSR1", "numpy.lib")])
+def test_told_to_stop_before_there_is_a_run(name: str, module: str, tmp_path: Path) -> None:
     """While modules are imported. One rank speaks for all."""
     code = f"""
         import importlib.abc, os, runpy, signal, sys
 
         class Stop(importlib.abc.MetaPathFinder):
-            def find_spec(self, module, path, target=None):
-                if module == "minitrain.cli":
+            def find_spec(self, name, path, target=None):
+                if name == "{module}":
                     os.kill(os.getpid(), signal.{name})
 
         sys.meta_path.insert(0, Stop())

@@ -133,7 +133,7 @@ def test_a_flipped_bit(name: str, newest: Path) -> None:
         assert said.code == 4 and f"; {newest}/{name}; " in said.err
     assert f"; {newest}/{name}; " in refused(newest)
     if name != MANIFEST:
-        assert refused(newest).startswith(f"bytes 0 to {len(raw)} have changed; ")
+        assert refused(newest).startswith(f"something in bytes 0 to {len(raw)} has changed; ")
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
@@ -196,7 +196,7 @@ def test_four_ranks_refuse_it_once(newest: Path) -> None:
     arguments = f"{ARGUMENTS} --train.steps 6 --train.micro_batch 1 --run.resume auto --parallel.dp 4"
     done = run_minitrain(*arguments.split(), ranks=4, cwd=Path.cwd(), timeout=60)
     assert done.returncode == 4 and done.stderr.count(PREFIX) == 1
-    assert f"{PREFIX}bytes 0 to {len(raw)} have changed; {newest}/{STATE}; " in done.stderr
+    assert f"{PREFIX}something in bytes 0 to {len(raw)} has changed; {newest}/{STATE}; " in done.stderr
 
 
 # --- another run

@@ -456,8 +456,8 @@ BUGS = [
     Bug(
         "the lock of a file that is gone counts",
         "observe/run_directory.py",
-        "if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):",
-        "if True:",
+        "            if _is_at(path, file):\n                return file",
+        "            return file",
         "tests/test_resume.py::test_a_lock_is_that_of_the_file_that_has_the_name",
     ),
     Bug(

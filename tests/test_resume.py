@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -12,6 +13,8 @@ from typing import IO
 import pytest
 
 import minitrain.checkpoint.saving as saving
+import minitrain.checkpoint.state as state
+import minitrain.cli
 from minitrain.arguments import parse
 from minitrain.checkpoint.catalogue import checkpoints_in, set_aside
 from minitrain.checkpoint.manifest import read_manifest, to_text
@@ -170,14 +173,19 @@ def test_later_checkpoints_are_set_aside_the_newest_first(
     assert (directory / "latest").read_text() == "step-00000002\n"
 
 
+@pytest.mark.parametrize("module", [saving, state])
 def test_what_no_rank_writes_is_no_checkpoint(
-    place: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    module: object,
+    place: Path,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Files begin as zeros, and the checksums of zeros would be right."""
-    monkeypatch.setattr(saving, "parts_to_write", lambda unit, grid: list(parts_to_write(unit, grid))[1:])
+    """Of weights or moments. Files begin as zeros, and the checksums of zeros would be right."""
+    monkeypatch.setattr(module, "parts_to_write", lambda unit, grid: list(parts_to_write(unit, grid))[1:])
     line = f"{SHORT} --data.path {runs}/text.txt --train.steps 3 --run.dir new --run.save_every 1"
     assert main(line.split()) == 6
-    assert re.search(r"error: \d+ of 12336 weights were written; ", capsys.readouterr().err)
+    assert re.search(r"error: \d+ of 37008 weights and moments were written; ", capsys.readouterr().err)
     assert not checkpoints_in(place / "new" / "checkpoints")
 
 
@@ -207,11 +215,92 @@ def test_a_lock_is_that_of_the_file_that_has_the_name(tmp_path: Path) -> None:
             raise AssertionError("two jobs in one directory")
 
 
+def test_a_lock_of_another_job_stays(tmp_path: Path) -> None:
+    """The directory was moved, and another job has begun in a new one of that name."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with ExitStack() as first:
+        first.enter_context(locked(run))
+        run.rename(tmp_path / "moved")
+        run.mkdir()
+        with locked(run):
+            first.close()
+            with pytest.raises(ConfigError, match="another job"), locked(run):
+                raise AssertionError("two jobs in one directory")
+
+
+def test_a_lock_that_cannot_be_removed_hides_no_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file system that has become read-only, for instance."""
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == ".lock":
+            raise PermissionError
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(minitrain.cli, "run", lambda *_: 1 / 0)
+    assert main("--run.resume auto --run.dir run --train.steps 5".split()) == 6
+    assert "ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
 def test_a_branch_leaves_the_run_as_it_was(place: Path) -> None:
     before = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
     assert main("--run.resume run/checkpoints/step-00000002 --run.dir branch --optim.lr 0.5".split()) == 0
     assert {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()} == before
     assert [step for step, _ in metrics("branch")] == [3, 4]
+
+
+def test_what_else_lies_beside_weights_stays(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that goes on writes its own files anew; a branch finds a directory that is not its own."""
+    (place / "run" / "hf" / "tokenizer.json").write_text("precious")
+    (place / "branch" / "hf").mkdir(parents=True)
+    (place / "branch" / "hf" / "weights.bin").write_text("precious")
+    assert main("--run.resume auto --run.dir run --train.steps 5 --run.progress none".split()) == 0
+    assert (place / "run" / "hf" / "tokenizer.json").read_text() == "precious"
+    assert not (place / "run" / "hf.partial").exists()
+    before = files_below(place)
+    assert main("--run.resume run --run.dir branch --train.steps 6 --run.progress none".split()) == 4
+    assert "the directory is not empty; branch/hf; give a new one: nothing is over" in capsys.readouterr().err
+    assert files_below(place) == before
+
+
+def test_checkpoints_without_their_log_are_a_run_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(place / "run" / "checkpoints", place / "copy" / "checkpoints")
+    before = files_below(place)
+    assert main(f"{SHORT} --run.dir copy --train.steps 3".split()) == 2
+    assert "copy holds a run already" in capsys.readouterr().err and files_below(place) == before
+
+
+def test_checkpoints_that_are_no_directory(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "new").mkdir()
+    (place / "new" / "checkpoints").write_text("")
+    assert main(f"{SHORT} --run.dir new --run.resume auto".split()) == 2
+    assert "new/checkpoints is no directory; run.dir; choose another" in capsys.readouterr().err
+
+
+def test_where_the_weights_go_is_the_run_s(place: Path, runs: Path) -> None:
+    line = f"{SHORT} --data.path {runs}/text.txt --run.dir new --train.steps 2 --run.export_hf elsewhere"
+    assert main(line.split()) == 0
+    shutil.rmtree("elsewhere")
+    assert main("--run.resume auto --run.dir new --train.steps 3 --run.progress none".split()) == 0
+    assert Path("elsewhere/model.safetensors").exists() and not Path("new/hf").exists()
+    assert main("--run.resume new --run.dir branch --train.steps 4 --run.progress none".split()) == 0
+    assert Path("branch/hf/model.safetensors").exists()
+
+
+def test_generate_takes_the_newest_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of a run that went on after it had ended are in its checkpoints."""
+    said = []
+    assert main("--run.resume auto --run.dir run --train.steps 9 --optim.lr 0.3 --run.export_hf false "
+                "--run.progress none".split()) == 0  # fmt: skip
+    for what in ("run", "run/checkpoints/step-00000009", "run/hf"):
+        capsys.readouterr()
+        assert main(f"generate {what} --prompt And --tokens 9 --temperature 0".split()) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
 
 
 def test_a_run_that_is_at_its_end_writes_its_weights_once_more(place: Path) -> None:
@@ -263,6 +352,7 @@ def test_other_data(change: str, place: Path, runs: Path, capsys: pytest.Capture
     err = capsys.readouterr().err
     assert "the data are not those of the checkpoint" in err and "--run.accept_new_data true" in err
     assert main(f"{line} --run.accept_new_data true".split()) == 0
+    assert f"other data from here on: {len(changed)} tokens, and {len(text)}" in capsys.readouterr().out
 
 
 def test_an_unknown_version_says_so(place: Path) -> None:

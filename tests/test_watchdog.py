@@ -355,17 +355,19 @@ KILL_THE_LAUNCHER = """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks /proc for the ranks of a launcher")
-def test_ranks_whose_launcher_was_killed_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ranks_whose_launcher_was_killed_end(ranks: int, tmp_path: Path) -> None:
     """`run` ends what is left of a session: so the ranks are looked at while it still lasts."""
     wait = """
         ranks = [int(pid) for pid in children.split()]
-        assert len(ranks) == 3
+        assert len(ranks) == int(sys.argv[3])  # mpirun -n RANKS
         while any(Path(f"/proc/{pid}/stat").exists() for pid in ranks):
             time.sleep(0.05)
         print("no orphans")
     """
     training = [sys.executable, "-m", "minitrain", *SMALL.replace("steps 6", "steps 1000000").split()]
-    command = under_mpirun([*training, "--run.dir", "run", "--run.hang_seconds", "0"], 3)
+    mpirun, *command = under_mpirun([*training, "--run.dir", "run", "--run.hang_seconds", "0"], 2)
+    command = [mpirun, "-n", str(ranks), *command[2:]]
     job = run_python(
         textwrap.dedent(KILL_THE_LAUNCHER) + textwrap.dedent(wait), *command, cwd=tmp_path, timeout=60
     )

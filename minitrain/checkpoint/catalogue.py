@@ -13,7 +13,7 @@ from pathlib import Path
 from minitrain.durable import flush, write_text
 from minitrain.errors import CheckpointError
 
-CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
+CHECKPOINTS, MANIFEST, STATE = "checkpoints", "manifest.json", "state.safetensors"
 LATEST = "latest"  # the name of the newest, for people and scripts; nothing here relies on it
 _NAME = re.compile(r"step-([0-9]{8,})")
 _UNFINISHED = re.compile(r"step-[0-9]{8,}\.([0-9a-f]+\.partial|deleting)")
@@ -54,7 +54,9 @@ def find_checkpoint(resume: str, run_dir: str | None) -> Path | None:
     in_run = checkpoints_in(path / CHECKPOINTS) or checkpoints_in(path)
     if in_run:
         return in_run[-1]
-    if os.path.exists(path / "config.json"):
+    if os.path.exists(path / STATE):
+        what, remedy = f"it has no {MANIFEST}", remedy_for(path)
+    elif os.path.exists(path / "config.json"):
         what, remedy = f"it has no {MANIFEST}", "start from its weights with run.init_from instead"
     else:
         what, remedy = "there is no checkpoint", "give a directory such as RUN/checkpoints/step-00000100"

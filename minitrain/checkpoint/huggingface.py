@@ -187,15 +187,19 @@ def create_hf(
 def commit_hf(partial: Path, directory: str | Path, replace: bool = False) -> None:
     """Makes all durable, then gives the directory its name in one step. On one rank, when all have flushed.
 
-    With `replace`, what has that name is removed first.
+    With `replace`, a directory that has it keeps it, and gets the files one by one; others in it stay.
     """
     target = Path(directory).absolute()
     try:
         for path in (*partial.iterdir(), partial):
             flush(path)
-        if replace and target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        rename(partial, target)  # fails unless the name is free, or that of an empty directory
+        if replace and target.is_dir():
+            for path in partial.iterdir():
+                path.replace(target / path.name)
+            flush(target)
+            partial.rmdir()
+        else:
+            rename(partial, target)  # fails unless the name is free, or that of an empty directory
     except OSError as problem:
         what = f"the weights cannot be put in place ({problem.strerror})"
         raise CheckpointError(what, str(directory), f"find them, complete, in {partial}") from None

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from minitrain.checkpoint.catalogue import CHECKPOINTS, MANIFEST, checkpoints_in
+from minitrain.checkpoint.catalogue import CHECKPOINTS, MANIFEST, STATE, checkpoints_in
 from minitrain.checkpoint.huggingface import HFReader
-from minitrain.checkpoint.manifest import STATE, Manifest, read_manifest
+from minitrain.checkpoint.manifest import Manifest, read_manifest
 from minitrain.checkpoint.resuming import check_files, check_state
 from minitrain.checkpoint.safetensors_file import open_tensors
 from minitrain.comm.single import SingleComm

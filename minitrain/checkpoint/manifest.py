@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitrain.checkpoint.catalogue import MANIFEST, remedy_for
+from minitrain.checkpoint.catalogue import MANIFEST, STATE, remedy_for
 from minitrain.checkpoint.digests import digest, n_chunks
 from minitrain.config import Config
 from minitrain.config_text import from_json
@@ -24,7 +24,7 @@ from minitrain.validate import out_of_range
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-WEIGHTS, MODEL, STATE = "model.safetensors", "config.json", "state.safetensors"
+WEIGHTS, MODEL = "model.safetensors", "config.json"
 FILES = (MODEL, WEIGHTS, STATE)
 FORMAT, VERSION = "minitrain checkpoint", 1
 LARGEST = 16 << 20  # bytes of a manifest: one of 7 TB of files

@@ -5,10 +5,10 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-from minitrain.checkpoint.catalogue import MANIFEST, remedy_for
+from minitrain.checkpoint.catalogue import MANIFEST, STATE, remedy_for
 from minitrain.checkpoint.digests import CHUNK, digest_own_chunks, first_difference
 from minitrain.checkpoint.huggingface import HFReader
-from minitrain.checkpoint.manifest import STATE, DataSeen, Manifest, read_manifest
+from minitrain.checkpoint.manifest import DataSeen, Manifest, read_manifest
 from minitrain.checkpoint.safetensors_file import FLOATS, StoredTensor, open_tensors
 from minitrain.checkpoint.state import read_state, state_tensors
 from minitrain.checkpoint.weights import stored_values
@@ -36,7 +36,7 @@ def check_files(directory: Path, manifest: Manifest, comm: Comm) -> None:
             what = f"the file cannot be read ({problem.strerror or problem})"
             raise CheckpointError(what, str(path), remedy_for(directory)) from None
         if chunk is not None:
-            what = f"bytes {chunk * CHUNK} to {min((chunk + 1) * CHUNK, file.bytes)} have changed"
+            what = f"something in bytes {chunk * CHUNK} to {min((chunk + 1) * CHUNK, file.bytes)} has changed"
             raise CheckpointError(what, str(path), remedy_for(directory))
 
 

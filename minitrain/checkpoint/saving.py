@@ -27,13 +27,12 @@ from pathlib import Path
 import numpy as np
 
 from minitrain.arrays.types import Array
-from minitrain.checkpoint.catalogue import LATEST, MANIFEST, checkpoint_name, keep_newest
+from minitrain.checkpoint.catalogue import LATEST, MANIFEST, STATE, checkpoint_name, keep_newest
 from minitrain.checkpoint.digests import digest_own_chunks, to_hex
 from minitrain.checkpoint.huggingface import HFWriter, create_hf
 from minitrain.checkpoint.manifest import (
     FILES,
     FORMAT,
-    STATE,
     VERSION,
     DataSeen,
     Manifest,
@@ -43,14 +42,13 @@ from minitrain.checkpoint.manifest import (
 )
 from minitrain.checkpoint.parts import parts_to_write
 from minitrain.checkpoint.safetensors_file import create, open_tensors
-from minitrain.checkpoint.state import Snapshot, state_tensors, write_state
+from minitrain.checkpoint.state import Snapshot, n_numbers, state_tensors, write_state
 from minitrain.comm.agree import agree, broadcast_text, together
 from minitrain.comm.interface import Comm
 from minitrain.config import Config
 from minitrain.config_text import repeatable
 from minitrain.durable import flush, make_directory, write_text
 from minitrain.errors import CheckpointError, InternalError, MinitrainError, Problem
-from minitrain.model.spec import model_specs
 from minitrain.precision import PRECISIONS
 from minitrain.step import Trainer
 
@@ -172,9 +170,9 @@ class Saver:
     def _check_all_is_written(self, written: Array, step: int) -> None:
         """Files begin as zeros: what no rank wrote would have right checksums."""
         self._world.all_reduce(written)
-        expected = sum(spec.size for spec in model_specs(self._config.model))
+        expected = n_numbers(self._config, self._trainer.updater.optimizer)
         if written[0] != expected:
-            what = f"{written[0]} of {expected} weights were written"
+            what = f"{written[0]} of {expected} weights and moments were written"
             problem = Problem(what, f"checkpoint of step {step}", "this is a defect of minitrain")
             raise InternalError.everywhere([problem], InternalError.exit_code)
 
@@ -212,7 +210,7 @@ class Saver:
                 for part in parts_to_write(unit, trainer.grid):
                     writer.write(part.held.spec, part.box, master[part.where].reshape(part.shape))
                     written += part.elements.stop - part.elements.start
-            write_state(open_tensors(partial / STATE), trainer, snapshot)
+            written += write_state(open_tensors(partial / STATE), trainer, snapshot)
 
 
 class _Pending:

@@ -61,6 +61,15 @@ def state_tensors(config: Config, optimizer: Optimizer) -> dict[str, Kind]:
     return tensors
 
 
+def n_numbers(config: Config, optimizer: Optimizer) -> int:
+    """The weights of the whole model, and the moments that there are for each of them."""
+    master = PRECISIONS[config.precision].master
+    numbers = 0
+    for spec in model_specs(config.model):
+        numbers += spec.size * (1 + sum(m.for_each for m in moments_of(optimizer, spec, master)))
+    return numbers
+
+
 def moments_of(optimizer: Optimizer, spec: ParamSpec, dtype: np.dtype[np.generic]) -> list[Moment]:
     """What the optimizer remembers of a parameter that is updated in `dtype`: it is asked about none of the
     parameter's elements, and what then is empty is kept for each element.
@@ -101,8 +110,11 @@ class Snapshot(NamedTuple):
         return copy.deepcopy(now) if copied else now
 
 
-def write_state(file: StateFile, trainer: Trainer, snapshot: Snapshot) -> None:
-    """This rank's parts of everything but the weights. Raises OSError."""
+def write_state(file: StateFile, trainer: Trainer, snapshot: Snapshot) -> int:
+    """This rank's parts of everything but the weights; returns how many moments of single weights that were.
+    Raises OSError.
+    """
+    n_written = 0
     stage, grid, optimizer = trainer.stage, trainer.grid, trainer.updater.optimizer
     for unit, state in zip(stage.units, snapshot.states, strict=True):
         for part in parts_to_write(unit, grid):
@@ -110,6 +122,7 @@ def write_state(file: StateFile, trainer: Trainer, snapshot: Snapshot) -> None:
                 if moment.for_each:
                     values = _loaded(vector, slice(start + part.elements.start, start + part.elements.stop))
                     _write_box(file[f"{moment.name}.{part.held.spec.name}"], part, values)
+                    n_written += values.size
         if grid.replica.rank == 0:
             for held, speaks in zip(unit.held, unit.speaks_for, strict=True):
                 for moment, vector, start in _moments(optimizer, unit, state, held) if speaks else ():
@@ -128,6 +141,7 @@ def write_state(file: StateFile, trainer: Trainer, snapshot: Snapshot) -> None:
     if (grid.dp.rank, grid.tp.rank) == (0, 0):
         for name, maxima in snapshot.maxima.items():
             _write_whole(file[f"fp8.{name}"], maxima)
+    return n_written
 
 
 def read_state(file: StateFile, trainer: Trainer, same_tp: bool) -> None:

@@ -80,7 +80,7 @@ def export_directory(config: Config) -> Path | None:
 def export_weights(config: Config, stage: Stage, grid: Grid, tokenizer: str, replace: bool = False) -> None:
     """Writes the weights as a Hugging Face directory, every rank its own parts. Collective.
 
-    With `replace` a directory that an earlier part of the same run wrote gives way.
+    With `replace` the files of an earlier part of the same run give way.
     """
     directory, world = export_directory(config), grid.world
     assert directory is not None

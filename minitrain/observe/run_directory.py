@@ -16,6 +16,7 @@ from minitrain.errors import ConfigError, Problem
 
 METRICS = "metrics.jsonl"
 CUT_METRICS = "metrics.cut.jsonl"  # what was after a checkpoint that a run went on from
+OF_A_RUN = (METRICS, "checkpoints")
 LOCK = ".lock"
 JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 RUNS = "runs"  # where runs go whose directory the user does not name
@@ -27,9 +28,11 @@ def check_run_directory(path: str | None, goes_on: bool = False) -> list[Problem
     `goes_on`: it may hold a run, which is continued.
     """
     remedy = "choose another run.dir"
-    if path is not None and os.path.exists(Path(path) / METRICS) and not goes_on:
+    if path is not None and not goes_on and any(os.path.lexists(Path(path) / name) for name in OF_A_RUN):
         remedy = "choose another run.dir, or go on with --run.resume auto: nothing is overwritten"
         return [Problem(f"{path} holds a run already", "run.dir", remedy)]
+    if path is not None and os.path.lexists(there := Path(path) / "checkpoints") and not os.path.isdir(there):
+        return [Problem(f"{there} is no directory", "run.dir", remedy)]
     wanted = Path(RUNS if path is None else path).absolute()
     nearest = next(place for place in (wanted, *wanted.parents) if os.path.lexists(place))
     if not os.path.isdir(nearest):
@@ -59,6 +62,8 @@ def claim_run_directory(config: Config) -> Claim:
     missing = [path for path in (wanted, *wanted.parents) if not os.path.exists(path)]
     try:
         wanted.mkdir(parents=True, exist_ok=True)
+        for directory in missing:
+            flush(directory.parent)
         if config.run.dir is not None:
             return Claim(wanted, missing)
         numbered = _make_numbered(wanted, run_name(config))
@@ -125,7 +130,9 @@ def locked(directory: Path) -> Iterator[None]:
             file.flush()
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if _is_at(path, file):
+                path.unlink()
         with suppress(OSError):
             file.close()
 
@@ -136,12 +143,16 @@ def _lock(path: Path) -> IO[str]:
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            if _is_at(path, file):
                 return file
         except OSError:
             file.close()
             raise
         file.close()  # the job that had it has ended, and its file with it
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
 
 
 def _make_numbered(parent: Path, name: str) -> Path:

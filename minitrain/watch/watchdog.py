@@ -24,6 +24,7 @@ from minitrain.comm.agree import broadcast_text
 from minitrain.comm.interface import World
 from minitrain.config import Config
 from minitrain.errors import Problem, TryAgainError, render
+from minitrain.launch import launched
 from minitrain.watch.calls import CallLog, Pending
 from minitrain.watch.dump import dump_path, look, read_dumps, to_dump, write_dump
 from minitrain.watch.hang import explain
@@ -37,16 +38,16 @@ LONGEST_END = 5.0  # seconds that an end by MPI may take
 
 @contextmanager
 def watchdog(config: Config, world: World, calls: CallLog) -> Iterator[None]:
-    """Watches over `calls` as long as the context lasts. Collective over `world`; nothing for one rank, or
-    where there is no run directory to meet in.
+    """Watches over `calls` as long as the context lasts. Collective over `world`; nothing for one rank that
+    no launcher started, or where there is no run directory to meet in.
     """
-    if world.size == 1 or config.run.dir is None:
+    launcher = os.getppid() if launched(os.environ).variable else None
+    if (world.size == 1 and not launcher) or config.run.dir is None:
         yield
         return
     start = broadcast_text(world, time.strftime("%Y%m%d-%H%M%S") if world.rank == 0 else None)
     directory = Path(config.run.dir).absolute() / "hang" / start
-    has_launcher = config.collectives != "threads"
-    dog = Watchdog(world, calls, directory, config.run.hang_seconds, os.getppid() if has_launcher else None)
+    dog = Watchdog(world, calls, directory, config.run.hang_seconds, launcher)
     dog.start()
     try:
         yield
