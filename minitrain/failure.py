@@ -1,6 +1,8 @@
 """How a run ends that cannot go on: one line for the user, one exit code, and no rank left waiting."""
 
+import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -18,6 +20,8 @@ LONGEST_DELAY = 3.0
 def fail(error: BaseException, world: World, debug: bool) -> int:
     """Says once what went wrong and ends the whole job with the exit code, at once or by returning it."""
     code = exit_code_of(error)
+    if code == INTERRUPTED and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would interrupt the end
     if world.size == 1 or (isinstance(error, MinitrainError) and error.known_everywhere):
         if world.rank == 0:
             complain(error, debug)

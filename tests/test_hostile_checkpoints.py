@@ -165,14 +165,25 @@ def test_files_that_do_not_belong_to_it(newest: Path) -> None:
     (newest / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../b.safetensors"}}')
     (newest / "model-00001-of-00002.safetensors").write_bytes(b"?")
     (newest.parent / "step-00000099.0a1b2c3d.partial").mkdir()
-    (newest.parent / "step-00000099").symlink_to(newest.absolute(), target_is_directory=True)
+    (newest.parent / "step-00000003").symlink_to(newest.absolute(), target_is_directory=True)
     (newest.parent / "step-99").mkdir()
-    (newest.parent / "step-00000098").write_text("no directory")
+    (newest.parent / "step-00000001").write_text("no directory")
     listed = minitrain("checkpoint ls run").out.splitlines()
     assert [line.split()[0] for line in listed] == ["checkpoint", OLD, NEW]
     assert minitrain("checkpoint verify run").code == 0
     said = train()
     assert said.code == 0 and f"goes on from step 4: {newest}" in said.out
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_what_is_no_directory_is_not_passed_over(link: bool, newest: Path) -> None:
+    """It may be the newest checkpoint, which somebody has moved to another disk."""
+    last = newest.parent / "step-00000099"
+    last.symlink_to(newest.absolute(), target_is_directory=True) if link else last.write_text("")
+    for resume in ("auto", "run", "run/checkpoints"):
+        said = train(f"--run.resume {resume}")
+        assert said.code == 4 and f"not a checkpoint's directory; {last}; put the direc" in said.err
+        assert f"--run.resume {newest}" in said.err
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,15 @@ def checkpoint_name(step: int) -> str:
 
 def checkpoints_in(directory: Path) -> list[Path]:
     """Those of `directory`, the oldest first."""
+    named = _named(directory)
+    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=step_of)
+
+
+def _named(directory: Path) -> list[Path]:
+    """What has a checkpoint's name."""
     if not os.path.isdir(directory):  # Path.is_dir raises OSError for a name that is too long
         return []
-    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted((p for p in found if p.is_dir() and not p.is_symlink()), key=step_of)
+    return [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
 
 
 def step_of(path: Path) -> int:
@@ -47,13 +52,12 @@ def find_checkpoint(resume: str, run_dir: str | None) -> Path | None:
     """The directory that `run.resume` means; None if `auto` finds none. Raises CheckpointError."""
     if resume == "auto":
         assert run_dir is not None
-        return next(reversed(checkpoints_in(Path(run_dir) / CHECKPOINTS)), None)
+        return _newest(Path(run_dir) / CHECKPOINTS)
     path = Path(resume)
     if os.path.lexists(path / MANIFEST):
         return path
-    in_run = checkpoints_in(path / CHECKPOINTS) or checkpoints_in(path)
-    if in_run:
-        return in_run[-1]
+    if newest := _newest(path / CHECKPOINTS) or _newest(path):
+        return newest
     if os.path.exists(path / STATE):
         what, remedy = f"it has no {MANIFEST}", remedy_for(path)
     elif os.path.exists(path / "config.json"):
@@ -61,6 +65,19 @@ def find_checkpoint(resume: str, run_dir: str | None) -> Path | None:
     else:
         what, remedy = "there is no checkpoint", "give a directory such as RUN/checkpoints/step-00000100"
     raise CheckpointError(what, str(path), remedy)
+
+
+def _newest(directory: Path) -> Path | None:
+    """None if there is none. Raises CheckpointError rather than pass over a link or file of a newer name."""
+    newest = next(reversed(checkpoints_in(directory)), None)
+    last = max(_named(directory), key=step_of, default=None)
+    if last and (newest is None or step_of(last) > step_of(newest)):
+        remedy = "put the directory itself there, or remove that"
+        if newest:
+            remedy += f", or go on from an earlier one: --run.resume {newest}"
+        what = "it is a link or a file, not a checkpoint's directory"
+        raise CheckpointError(what, str(last), remedy)
+    return newest
 
 
 def remedy_for(directory: Path) -> str:

@@ -102,7 +102,8 @@ def read_manifest(directory: Path) -> Manifest:
         checksum = fields.pop("checksum", None) if isinstance(fields, dict) else None
         right = checksum == _checksum(fields)
     except (OSError, ValueError, RecursionError) as problem:
-        raise _damaged(path, f"cannot be read ({' '.join(str(problem).split())[:200]})") from None
+        why = (problem.strerror if isinstance(problem, OSError) else "") or str(problem)
+        raise _damaged(path, f"cannot be read ({' '.join(why.split())[:200]})") from None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise _damaged(path, f"is not that of a {FORMAT}")
     if fields.get("version") != VERSION:
