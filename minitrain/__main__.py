@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+from minitrain.launched import launched
 
 
 def start() -> int:
@@ -32,8 +32,7 @@ def try_again(*_: object) -> None:
 
     It imports nothing, as it may have interrupted an import.
     """
-    ranks = [os.environ[name] for name in RANK if name in os.environ]
-    if ranks[:1] in ([], ["0"]):
+    if launched(os.environ).rank == 0:
         os.write(2, b"minitrain: told to stop before the run began\n")
     os._exit(75)
 

@@ -11,7 +11,8 @@ from minitrain.comm.interface import World
 from minitrain.config_text import from_json
 from minitrain.errors import CheckpointError, MinitrainError
 from minitrain.failure import complain, fail
-from minitrain.launch import join, launched
+from minitrain.launch import join
+from minitrain.launched import launched
 from minitrain.observe.console import say, show
 from minitrain.prepare import Job, prepare
 from minitrain.watch.software import require_same_software

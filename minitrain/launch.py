@@ -1,42 +1,12 @@
-"""Finds out how this process was started, and joins the other ranks of its job.
+"""Joins the other ranks of a job.
 
 mpi4py is imported only where a launcher started several processes, or the user asks for MPI.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 from minitrain.comm.interface import World
 from minitrain.comm.single import SingleComm
 from minitrain.errors import ConfigError, Problem
-
-
-class Launch(NamedTuple):
-    """What the launcher says: how many processes, and which one this is."""
-
-    size: int = 1
-    rank: int = 0
-    variable: str = ""  # where the size was read
-
-
-# A job script's own process has SLURM_NTASKS too: only in a step (srun) is it one of so many.
-LAUNCHERS = (
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", None),  # Open MPI
-    ("PMI_SIZE", "PMI_RANK", None),  # MPICH, Intel MPI
-    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_ID"),  # srun
-)
-
-
-def launched(environ: Mapping[str, str]) -> Launch:
-    """How this process was started, from the environment alone."""
-    for size, rank, needed in LAUNCHERS:
-        if (
-            environ.get(size, "").isdigit()
-            and environ.get(rank, "").isdigit()
-            and (not needed or needed in environ)
-        ):
-            return Launch(int(environ[size]), int(environ[rank]), size)
-    return Launch()
+from minitrain.launched import Launch
 
 
 def join(launch: Launch, use_mpi: bool = False) -> World:

@@ -19,7 +19,8 @@ from pathlib import Path
 from minitrain.comm.agree import broadcast_text, gather_texts
 from minitrain.comm.interface import World
 from minitrain.errors import ConfigError
-from minitrain.launch import Launch, join, launched
+from minitrain.launch import join
+from minitrain.launched import Launch, launched
 
 PATIENCE = 5.0  # seconds in which a file of another node must appear: network file systems are a little late
 LINGER = 0.5  # seconds: the first rank that fails ends the others, and rank 0 has something to say

@@ -251,7 +251,7 @@ SOFTWARE = {"source": "source code of minitrain", "numpy": "version of NumPy", "
 
 def plant(what: str, rank: int, step: int) -> None:
     if what in SOFTWARE:
-        from minitrain.launch import launched
+        from minitrain.launched import launched
 
         if launched(os.environ).rank == rank:
             minitrain.watch.software.software = last_letter_dropped(SOFTWARE[what])

@@ -15,7 +15,7 @@ from refusals import ALL, LAYOUT, Refusal
 from minitrain.cli import main
 from minitrain.config import Config
 from minitrain.errors import DataError, MinitrainError, render
-from minitrain.launch import LAUNCHERS
+from minitrain.launched import LAUNCHERS
 from minitrain.observe.recorder import AnyRecorder
 from minitrain.prepare import prepare
 

@@ -3,7 +3,8 @@
 import pytest
 
 from minitrain.comm.single import SingleComm
-from minitrain.launch import Launch, join, launched
+from minitrain.launch import join
+from minitrain.launched import Launch, launched
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
 

@@ -24,7 +24,7 @@ from minitrain.comm.agree import broadcast_text
 from minitrain.comm.interface import World
 from minitrain.config import Config
 from minitrain.errors import Problem, TryAgainError, render
-from minitrain.launch import launched
+from minitrain.launched import launched
 from minitrain.watch.calls import CallLog, Pending
 from minitrain.watch.dump import dump_path, look, read_dumps, to_dump, write_dump
 from minitrain.watch.hang import explain

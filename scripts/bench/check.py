@@ -23,7 +23,8 @@ from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm, World
 from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config, ParallelConfig, TrainConfig
-from minitrain.launch import join, launched
+from minitrain.launch import join
+from minitrain.launched import launched
 from minitrain.parallel.replicas import compare_replicas
 from minitrain.resolve import resolve
 from minitrain.step import Batch, Trainer, train_step

@@ -31,7 +31,8 @@ from minitrain.comm.agree import broadcast_text, together
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
 from minitrain.config import Config, ModelConfig, ParallelConfig, RunConfig
-from minitrain.launch import join, launched
+from minitrain.launch import join
+from minitrain.launched import launched
 from minitrain.model.spec import ParamSpec, model_specs
 from minitrain.resolve import fill_model, resolve
 from minitrain.step import Trainer

@@ -22,7 +22,8 @@ from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import World
 from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config, ParallelConfig, RunConfig, TrainConfig
-from minitrain.launch import join, launched
+from minitrain.launch import join
+from minitrain.launched import launched
 from minitrain.resolve import resolve
 from minitrain.step import Batch, train_step
 

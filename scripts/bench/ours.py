@@ -11,7 +11,8 @@ from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
 from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config, ParallelConfig, TrainConfig
-from minitrain.launch import join, launched
+from minitrain.launch import join
+from minitrain.launched import launched
 from minitrain.step import Batch, train_step
 
 

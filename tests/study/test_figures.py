@@ -8,7 +8,7 @@ import pytest
 
 from minitrain.cli import main
 from minitrain.errors import ConfigError
-from minitrain.launch import LAUNCHERS
+from minitrain.launched import LAUNCHERS
 from minitrain.study.figures import draw, make_directory
 
 
