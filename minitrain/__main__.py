@@ -33,8 +33,8 @@ def try_again(*_: object) -> None:
     It imports nothing, as it may have interrupted an import.
     """
     if launched(os.environ).rank == 0:
-        os.write(2, b"minitrain: told to stop before the run began\n")
-    os._exit(75)
+        os.write(2, b"minitrain: told to stop while no run was under way\n")
+    os._exit(75)  # TryAgainError
 
 
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):

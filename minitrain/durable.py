@@ -31,10 +31,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Makes it if it is not there, with a name that stays. Raises OSError."""
-    if not path.is_dir():
-        path.mkdir(parents=True, exist_ok=True)
-        flush(path.parent)
+    """Makes it and its parents where they are not there, with names that stay. Raises OSError."""
+    missing = [place for place in (path, *path.parents) if not os.path.exists(place)]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        flush(place.parent)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -20,7 +19,7 @@ LONGEST_DELAY = 3.0
 def fail(error: BaseException, world: World, debug: bool) -> int:
     """Says once what went wrong and ends the whole job with the exit code, at once or by returning it."""
     code = exit_code_of(error)
-    if code == INTERRUPTED and threading.current_thread() is threading.main_thread():
+    if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would interrupt the end
     if world.size == 1 or (isinstance(error, MinitrainError) and error.known_everywhere):
         if world.rank == 0:

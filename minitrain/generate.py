@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from minitrain.arrays.types import Array
-from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoints_in
+from minitrain.checkpoint.catalogue import checkpoints_in
 from minitrain.checkpoint.hf_config import read_hf_model_config
 from minitrain.checkpoint.hf_tokenizer import read_tokenizer
 from minitrain.checkpoint.resuming import check_if_checkpoint
@@ -23,6 +23,7 @@ from minitrain.config import Config, ParallelConfig, RunConfig
 from minitrain.data.philox import uniform
 from minitrain.data.tokenizer import Tokenizer
 from minitrain.errors import CheckpointError, NumericsError
+from minitrain.observe.run_directory import CHECKPOINTS
 from minitrain.parallel.stage import Stage
 
 

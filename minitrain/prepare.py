@@ -17,6 +17,12 @@ from minitrain.config_text import to_json, to_toml
 from minitrain.errors import ConfigError, Problem
 from minitrain.fields import field_value
 from minitrain.observe.console import show
+from minitrain.observe.run_directory import (
+    check_run_directory,
+    claim_run_directory,
+    locked,
+    release_run_directory,
+)
 from minitrain.resolve import ranks_wanted, resolve
 from minitrain.resume import Start, changes, check_resume, continued, find_start
 from minitrain.settings import Settings, read_settings
@@ -49,7 +55,7 @@ DONE = Job(exit_code=0)
 def prepare(argv: list[str], n_processes: int, held: ExitStack | None = None) -> Job:
     """The job that `argv` asks for, after printing what it asks to be printed. Raises MinitrainError.
 
-    `held` keeps the lock of the run directory until the job ends; without it there is none in the end.
+    `held` keeps the lock of the run directory until the job ends; without it nothing stays locked.
     """
     arguments = parse(argv)
     if "help" in arguments.switches:
@@ -66,7 +72,6 @@ def prepare(argv: list[str], n_processes: int, held: ExitStack | None = None) ->
 
 def _prepare_train(arguments: Arguments, n_processes: int, held: ExitStack) -> Job:
     from minitrain.checkpoint.manifest import to_text
-    from minitrain.observe.run_directory import claim_run_directory, locked, release_run_directory
 
     settings = read_settings(arguments)
     settings = replace(settings, problems=settings.problems + _check_names(settings.config))
@@ -92,8 +97,6 @@ def _prepare_train(arguments: Arguments, n_processes: int, held: ExitStack) -> J
 
 def _lock_early(settings: Settings, arguments: Arguments, held: ExitStack) -> bool:
     """Locks the directory of a run that goes on, before its checkpoints are looked at."""
-    from minitrain.observe.run_directory import locked
-
     run, only_shown = settings.config.run, arguments.switches & {"print-config", "dry-run"}
     if settings.problems or only_shown or run.resume == "no" or not run.dir or not os.path.isdir(run.dir):
         return False
@@ -158,17 +161,13 @@ def _no_path(name: str) -> Problem:
 
 def _check_surroundings(config: Config, n_processes: int, start: Start | None) -> list[Problem]:
     """What the configuration meets outside of itself: the launcher, and paths to write to."""
-    from minitrain.observe.run_directory import check_run_directory
-
     problems = []
     if config.collectives == "threads" and n_processes > 1:
         what = f"threads are the ranks of one process, but {n_processes} processes were started"
         problems.append(Problem(what, "collectives", "start it without mpirun, or leave collectives out"))
     directory, export = config.run.dir, config.run.export_hf
     if directory is None or (directory and _can_be_a_path(directory)):
-        goes_on = config.run.resume == "auto" or bool(
-            start and directory and is_own(start.directory, directory)
-        )
+        goes_on = config.run.resume == "auto" or (start is not None and is_own(start.directory, directory))
         problems += check_run_directory(directory, goes_on)
     if directory and isinstance(export, str):
         if Path(directory, "x").absolute().is_relative_to(Path(export).absolute()):
@@ -186,7 +185,7 @@ def _check_export(config: Config, start: Start | None) -> None:
     if isinstance(export, str) or (export and run and os.path.isdir(run)):
         directory = export_directory(config)
         assert directory is not None
-        own = export is True and start and run and is_own(start.directory, run)
+        own = export is True and start and is_own(start.directory, run)
         if not (own and directory.is_dir()):  # the files of an earlier part of this run give way
             check_hf_destination(directory, config.model)
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoint_name, find_checkpoint, is_own
+from minitrain.checkpoint.catalogue import checkpoint_name, find_checkpoint, is_own
 from minitrain.checkpoint.manifest import Manifest, read_manifest
 from minitrain.config import Config
 from minitrain.config_text import repeatable
 from minitrain.errors import CheckpointError, Problem
 from minitrain.fields import field_value, known_fields
-from minitrain.observe.run_directory import METRICS
+from minitrain.observe.run_directory import CHECKPOINTS, METRICS
 from minitrain.resolve import AXES, ranks_wanted
 from minitrain.settings import Settings
 
@@ -45,7 +45,7 @@ def check_resume(config: Config, start: Start | None) -> list[Problem]:
     if run.resume == "auto" and not run.dir:
         what = "run.resume auto looks for checkpoints in run.dir, which is not given"
         return [Problem(what, "run.resume", "give run.dir, or the path of a checkpoint")]
-    if start and run.dir and is_own(start.directory, run.dir):
+    if start and is_own(start.directory, run.dir):
         right = checkpoint_name(start.manifest.step)
         if start.directory.resolve().name != right:
             what = f"{start.directory} is a checkpoint of step {start.manifest.step}, but not {right}"
@@ -64,9 +64,9 @@ def continued(settings: Settings, start: Start, n_processes: int) -> Settings:
     on_threads = settings.config.collectives == "threads" and n_processes == 1
     same_layout = not given.keys() & AXES and (on_threads or ranks_wanted(saved.parallel) == n_processes)
     left = OF_ONE_RUN | (set() if same_layout else OF_ONE_LAYOUT)
-    to = settings.config.run.dir
-    if isinstance(saved.run.export_hf, str) and to and not is_own(start.directory, to):
-        left |= {"run.export_hf"}  # a place for one run's weights, and a branch is another
+    branches = settings.config.run.dir and not is_own(start.directory, settings.config.run.dir)
+    if branches and isinstance(saved.run.export_hf, str):
+        left |= {"run.export_hf"}  # a place for one run's weights
     taken = known_fields().keys() - given.keys() - left
     config = settings.config
     for name in taken:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from minitrain.build import Run, build, load_batch
-from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoint_name, clean, is_own, set_aside
+from minitrain.checkpoint.catalogue import checkpoint_name, clean, is_own, set_aside
 from minitrain.checkpoint.manifest import Manifest
 from minitrain.checkpoint.saving import Saver
 from minitrain.checkpoint.weights import export_weights
@@ -20,6 +20,7 @@ from minitrain.data.tokenizer import IdTokenizer
 from minitrain.errors import CheckpointError, Problem, TryAgainError
 from minitrain.generate import continue_tokens
 from minitrain.observe.recorder import AnyRecorder, StepMetrics
+from minitrain.observe.run_directory import CHECKPOINTS
 from minitrain.optim.schedule import learning_rate
 from minitrain.parallel.replicas import compare_replicas
 from minitrain.step import evaluate, require_finite, train_step
@@ -196,7 +197,7 @@ def make_saver(config: Config, run: Run, begun: int) -> Saver | None:
 
 def same_run(config: Config, begun: int) -> bool:
     """Whether the checkpoint of step `begun` is one of this run's own directory, and no branch begins."""
-    return begun > 0 and config.run.dir is not None and is_own(Path(config.run.resume), config.run.dir)
+    return begun > 0 and is_own(Path(config.run.resume), config.run.dir)
 
 
 def _sample(config: Config, run: Run) -> str:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from launch import REPOSITORY, Done, run, under_mpirun
 
-from minitrain.checkpoint.catalogue import CHECKPOINTS, checkpoints_in, step_of
+from minitrain.checkpoint.catalogue import checkpoints_in, step_of
 from minitrain.checkpoint.listing import verify
+from minitrain.observe.run_directory import CHECKPOINTS
 
 LIMIT = 60.0  # seconds a start; for what hangs
 STEPS = 12

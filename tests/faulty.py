@@ -10,6 +10,7 @@ WHAT is a happening and, but for `begin`, the place in the step where it happens
     sleep       for ever                       or where it writes the first checkpoint after the step
     stop        SIGSTOP to itself              (ranks that are processes only), before it
     term        SIGTERM to itself
+    twice       SIGTERM to itself, two times
     launcher    SIGUSR1 to the launcher        create      makes the second file
     others      SIGTERM to all other ranks     write       writes what is not weights
                 again and again, for ever      flush       flushes the first file
@@ -66,6 +67,11 @@ def raise_unforeseen() -> None:
     raise RuntimeError("a planted fault")
 
 
+def term_twice() -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def tell_launcher() -> None:
     """Returns when the launcher has passed the signal on."""
     arrived = threading.Event()
@@ -104,6 +110,7 @@ HAPPENINGS: dict[str, Callable[[], object]] = {
     "sleep": lambda: time.sleep(1e6),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "twice": term_twice,
     "launcher": tell_launcher,
     "others": end_others,
     "full": find_no_space,

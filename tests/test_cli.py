@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -243,7 +244,12 @@ def test_interrupt_has_no_traceback(
     stub = types.ModuleType("minitrain.train")
     stub.train = interrupted  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "minitrain.train", stub)
-    assert main([]) == 130
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert main([]) == 130
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN, "another one would interrupt the end"
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "minitrain: interrupted\n"
 
 
@@ -294,7 +300,7 @@ def test_told_to_stop_before_there_is_a_run(name: str, module: str, tmp_path: Pa
         sys.meta_path.insert(0, Stop())
         runpy.run_module("minitrain", run_name="__main__")
     """
-    for rank, says in ((0, "minitrain: told to stop before the run began\n"), (1, "")):
+    for rank, says in ((0, "minitrain: told to stop while no run was under way\n"), (1, "")):
         as_rank = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(rank)}
         command = [sys.executable, "-c", textwrap.dedent(code)]
         done = subprocess.run(

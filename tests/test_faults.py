@@ -144,12 +144,14 @@ def test_errors_of_the_thread_that_writes_are_the_rank_s(tmp_path: Path, unbroke
 
 
 def test_signals_end_a_run_between_two_steps(tmp_path: Path, unbroken: Unbroken) -> None:
-    """Whether one rank gets it or the launcher passes it on to all; while a checkpoint is written, too."""
+    """Whether one rank gets it, even twice in a moment, or the launcher passes it on to all; while a
+    checkpoint is written, too.
+    """
     training = Training(tmp_path, f"{FOUR} --run.save_every 4")
     told = (
         rf"^told to stop after step (\d+) of {STEPS}; checkpoint run/checkpoints/step-(\d+); start it again "
     )
-    for fault, rank, step in [("term@begin", 2, 2), ("launcher@begin", 1, 5), ("term@manifest", 0, 8)]:
+    for fault, rank, step in [("twice@begin", 2, 2), ("launcher@begin", 1, 5), ("term@manifest", 0, 8)]:
         done = training.start(fault, rank, step)
         check_end(training, done, 75, told)
         match = re.search(told, only_error(done))

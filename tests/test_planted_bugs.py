@@ -449,9 +449,16 @@ BUGS = [
     Bug(
         "zeros that no rank has written count as weights",
         "checkpoint/saving.py",
-        "        self._check_all_is_written(written, step)\n",
+        "        self._require_all(int(written[0]), step)\n",
         "",
         "tests/test_resume.py::test_what_no_rank_writes_is_no_checkpoint",
+    ),
+    Bug(
+        "one request that comes twice counts as two",
+        "stop.py",
+        "ONE_REQUEST = 1.0",
+        "ONE_REQUEST = -1.0",
+        "tests/test_faults.py::test_signals_end_a_run_between_two_steps",
     ),
     Bug(
         "the lock of a file that is gone counts",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from minitrain.durable import flush, write_text
 from minitrain.errors import CheckpointError
+from minitrain.observe.run_directory import CHECKPOINTS
 
-CHECKPOINTS, MANIFEST, STATE = "checkpoints", "manifest.json", "state.safetensors"
+MANIFEST, STATE = "manifest.json", "state.safetensors"
 LATEST = "latest"  # the name of the newest, for people and scripts; nothing here relies on it
 _NAME = re.compile(r"step-([0-9]{8,})")
 _UNFINISHED = re.compile(r"step-[0-9]{8,}\.([0-9a-f]+\.partial|deleting)")
@@ -43,9 +44,9 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def is_own(checkpoint: Path, run_dir: str) -> bool:
-    """Whether it is one of that run."""
-    return checkpoint.resolve().parent == (Path(run_dir) / CHECKPOINTS).resolve()
+def is_own(checkpoint: Path, run_dir: str | None) -> bool:
+    """Whether it is one of that run, which goes on then; else a branch begins."""
+    return run_dir is not None and checkpoint.resolve().parent == (Path(run_dir) / CHECKPOINTS).resolve()
 
 
 def find_checkpoint(resume: str, run_dir: str | None) -> Path | None:

@@ -3,13 +3,14 @@
 import os
 from pathlib import Path
 
-from minitrain.checkpoint.catalogue import CHECKPOINTS, MANIFEST, STATE, checkpoints_in
+from minitrain.checkpoint.catalogue import MANIFEST, STATE, checkpoints_in
 from minitrain.checkpoint.huggingface import HFReader
 from minitrain.checkpoint.manifest import Manifest, read_manifest
 from minitrain.checkpoint.resuming import check_files, check_state
 from minitrain.checkpoint.safetensors_file import open_tensors
 from minitrain.comm.single import SingleComm
 from minitrain.errors import CheckpointError, one_line
+from minitrain.observe.run_directory import CHECKPOINTS
 from minitrain.optim import make_optimizer
 
 UNITS = ("B", "kB", "MB", "GB", "TB")

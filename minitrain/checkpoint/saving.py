@@ -74,7 +74,7 @@ class Saver:
         self._directory, self._data, self._tokenizer = directory, data, tokenizer
         self._begun = self._complete = saved  # the steps of the last one begun, and of the last one complete
         self._failures = 0
-        self._nonce = broadcast_text(self._world, secrets.token_hex(4) if self._world.rank == 0 else None)
+        self._job = broadcast_text(self._world, secrets.token_hex(4) if self._world.rank == 0 else None)
         self._software = _software()
         self._pending: _Pending | None = None
 
@@ -146,7 +146,7 @@ class Saver:
         return [f"warning: no checkpoint of step {step}: {error.problems[0]}"]
 
     def _actions(self, step: int, tokens: int, background: bool) -> Iterator[Action]:
-        """The five actions; the ranks' checksums are put together before the manifest is written."""
+        """The five actions. Between them the ranks add up how much they wrote, and put checksums together."""
         snapshot = Snapshot.of(self._trainer.stage, copied=background)
         manifest = self._manifest(step, tokens)
         directory = self._directory / checkpoint_name(step)
@@ -155,7 +155,8 @@ class Saver:
         written = np.zeros(1, np.int64)
         yield lambda: self._create(partial) if rank_0 else None
         yield lambda: self._write(partial, snapshot, written)
-        self._check_all_is_written(written, step)
+        self._world.all_reduce(written)
+        self._require_all(int(written[0]), step)
         yield lambda: words.update(_flush_and_digest(partial, self._world))
         for name in words:
             self._world.all_reduce(words[name])
@@ -165,14 +166,13 @@ class Saver:
 
     def _partial(self, step: int) -> Path:
         """Its name until it is complete: of this job alone, lest a rank that outlived another write to it."""
-        return self._directory / f"{checkpoint_name(step)}.{self._nonce}.partial"
+        return self._directory / f"{checkpoint_name(step)}.{self._job}.partial"
 
-    def _check_all_is_written(self, written: Array, step: int) -> None:
+    def _require_all(self, written: int, step: int) -> None:
         """Files begin as zeros: what no rank wrote would have right checksums."""
-        self._world.all_reduce(written)
         expected = n_numbers(self._config, self._trainer.updater.optimizer)
-        if written[0] != expected:
-            what = f"{written[0]} of {expected} weights and moments were written"
+        if written != expected:
+            what = f"{written} of {expected} weights and moments were written"
             problem = Problem(what, f"checkpoint of step {step}", "this is a defect of minitrain")
             raise InternalError.everywhere([problem], InternalError.exit_code)
 

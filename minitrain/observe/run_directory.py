@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from minitrain.config import Config
-from minitrain.durable import flush
+from minitrain.durable import flush, make_directory
 from minitrain.errors import ConfigError, Problem
 
 METRICS = "metrics.jsonl"
 CUT_METRICS = "metrics.cut.jsonl"  # what was after a checkpoint that a run went on from
-OF_A_RUN = (METRICS, "checkpoints")
+CHECKPOINTS = "checkpoints"  # what lies in it: checkpoint/catalogue.py
 LOCK = ".lock"
 JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 RUNS = "runs"  # where runs go whose directory the user does not name
@@ -28,11 +28,13 @@ def check_run_directory(path: str | None, goes_on: bool = False) -> list[Problem
     `goes_on`: it may hold a run, which is continued.
     """
     remedy = "choose another run.dir"
-    if path is not None and not goes_on and any(os.path.lexists(Path(path) / name) for name in OF_A_RUN):
-        remedy = "choose another run.dir, or go on with --run.resume auto: nothing is overwritten"
-        return [Problem(f"{path} holds a run already", "run.dir", remedy)]
-    if path is not None and os.path.lexists(there := Path(path) / "checkpoints") and not os.path.isdir(there):
-        return [Problem(f"{there} is no directory", "run.dir", remedy)]
+    if path is not None:
+        checkpoints = Path(path, CHECKPOINTS)
+        if not goes_on and (os.path.lexists(Path(path, METRICS)) or os.path.lexists(checkpoints)):
+            remedy = "choose another run.dir, or go on with --run.resume auto: nothing is overwritten"
+            return [Problem(f"{path} holds a run already", "run.dir", remedy)]
+        if os.path.lexists(checkpoints) and not os.path.isdir(checkpoints):
+            return [Problem(f"{checkpoints} is no directory", "run.dir", remedy)]
     wanted = Path(RUNS if path is None else path).absolute()
     nearest = next(place for place in (wanted, *wanted.parents) if os.path.lexists(place))
     if not os.path.isdir(nearest):
@@ -61,12 +63,11 @@ def claim_run_directory(config: Config) -> Claim:
     wanted = Path(RUNS if config.run.dir is None else config.run.dir)
     missing = [path for path in (wanted, *wanted.parents) if not os.path.exists(path)]
     try:
-        wanted.mkdir(parents=True, exist_ok=True)
-        for directory in missing:
-            flush(directory.parent)
+        make_directory(wanted)
         if config.run.dir is not None:
             return Claim(wanted, missing)
         numbered = _make_numbered(wanted, run_name(config))
+        flush(wanted)
         return Claim(numbered, [numbered, *missing])
     except OSError as error:
         release_run_directory(missing)

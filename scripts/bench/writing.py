@@ -16,6 +16,7 @@ from mpi4py import MPI
 
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.safetensors_file import Kind, create, open_tensors
+from minitrain.durable import flush
 
 ROWS, COLUMNS, MATRICES = 1024, 2816, 86  # fp32
 TENSORS = {f"{i}": Kind((ROWS, COLUMNS), np.dtype(np.float32)) for i in range(MATRICES)}
@@ -40,9 +41,7 @@ def by_position(world: MPI.Comm, path: Path, box: Box, values: Array) -> None:
         tensor.write(np.arange(rows.start, rows.stop), columns, values)
     world.barrier()
     if world.rank == 0:
-        file = os.open(path, os.O_WRONLY)
-        os.fsync(file)
-        os.close(file)
+        flush(path)
 
 
 def by_mpi(together: bool) -> Callable[[MPI.Comm, Path, Box, Array], None]:
@@ -86,7 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     world = MPI.COMM_WORLD
     with tempfile.TemporaryDirectory(dir=arguments.dir) as own:
-        directory = Path(world.bcast(own))
+        directory = Path(world.bcast(own))  # that of rank 0
         for cut, box in boxes_of(world).items():
             times: dict[str, list[float]] = {way: [] for way in WAYS}
             for _ in range(arguments.rounds):
