@@ -1,0 +1,25 @@
+"""Runs what needs all the counts last, and reports them."""
+
+import pytest
+from cuda import counts
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(
+        key=lambda item: "whole_folder" in getattr(item, "fixturenames", ())
+    )  # keeps the order of others
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if counts.summary():
+        terminalreporter.write_line(counts.summary())
+
+
+@pytest.fixture
+def whole_folder(request: pytest.FixtureRequest) -> None:
+    """Skips unless every test file of this folder took part, whole."""
+    folder = request.path.parent
+    selected = {item.path for item in request.session.items}
+    narrowed = request.config.option.keyword or any("::" in argument for argument in request.config.args)
+    if narrowed or not set(folder.glob("test_*.py")) <= selected:
+        pytest.skip("counts what all tests of tests/cuda did")
