@@ -21,8 +21,15 @@ class Normalised(NamedTuple):
     r_N: Array
 
 
-def rms_norm_forward(x_ND: Array, gain_D: Array, eps: float) -> tuple[Array, Normalised]:
-    """y = g x^, where x^ = x r and r = 1 / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019, eq. 4)."""
+def rms_norm_forward(
+    x_ND: Array, gain_D: Array, eps: float, residual_ND: Array | None = None
+) -> tuple[Array, Normalised]:
+    """y = g x^, where x^ = x r and r = 1 / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019, eq. 4).
+
+    With a residual, x <- x + residual first, in place.
+    """
+    if residual_ND is not None:
+        x_ND += residual_ND
     y_ND, xhat_ND = np.empty_like(x_ND), np.empty_like(x_ND)
     r_N, gain_D = _row_of(x_ND, len(x_ND)), wide(gain_D)
     for rows in _blocks(x_ND):
@@ -35,9 +42,13 @@ def rms_norm_forward(x_ND: Array, gain_D: Array, eps: float) -> tuple[Array, Nor
     return y_ND, Normalised(xhat_ND, r_N)
 
 
-def rms_norm_backward(dy_ND: Array, saved: Normalised, gain_D: Array, dgain_D: Array) -> Array:
+def rms_norm_backward(
+    dy_ND: Array, saved: Normalised, gain_D: Array, dgain_D: Array, dresidual_ND: Array | None = None
+) -> Array:
     """Forward was y = g x^, x^ = x r(x), so now dg += sum_n dy x^ and, with dx^ = g dy,
     dx = r (dx^ - x^ mean(dx^ x^)): x^ keeps its length, so what pulls along x^ has no effect (but for eps).
+
+    x itself may have gone on as the residual: what came back that way is added, dx += dresidual.
     """
     dx_ND = np.empty_like(dy_ND)
     gain_D, sum_D = wide(gain_D), _row_of(dy_ND, len(gain_D))
@@ -51,11 +62,20 @@ def rms_norm_backward(dy_ND: Array, saved: Normalised, gain_D: Array, dgain_D: A
         dx *= saved.r_N[rows, None]
         store(dx, dx_ND[rows])
     dgain_D += sum_D
+    if dresidual_ND is not None:
+        dx_ND += dresidual_ND
     return dx_ND
 
 
-def layer_norm_forward(x_ND: Array, gain_D: Array, bias_D: Array, eps: float) -> tuple[Array, Normalised]:
-    """y = g x^ + b, x^ = (x - mean(x)) r, r = 1 / sqrt(var(x) + eps) (Ba, Kiros & Hinton 2016, eq. 4)."""
+def layer_norm_forward(
+    x_ND: Array, gain_D: Array, bias_D: Array, eps: float, residual_ND: Array | None = None
+) -> tuple[Array, Normalised]:
+    """y = g x^ + b, x^ = (x - mean(x)) r, r = 1 / sqrt(var(x) + eps) (Ba, Kiros & Hinton 2016, eq. 4).
+
+    With a residual, x <- x + residual first, in place.
+    """
+    if residual_ND is not None:
+        x_ND += residual_ND
     y_ND, xhat_ND = np.empty_like(x_ND), np.empty_like(x_ND)
     r_N, gain_D, bias_D = _row_of(x_ND, len(x_ND)), wide(gain_D), wide(bias_D)
     ones_D = np.ones_like(gain_D)
@@ -73,10 +93,17 @@ def layer_norm_forward(x_ND: Array, gain_D: Array, bias_D: Array, eps: float) ->
 
 
 def layer_norm_backward(
-    dy_ND: Array, saved: Normalised, gain_D: Array, dgain_D: Array, dbias_D: Array
+    dy_ND: Array,
+    saved: Normalised,
+    gain_D: Array,
+    dgain_D: Array,
+    dbias_D: Array,
+    dresidual_ND: Array | None = None,
 ) -> Array:
     """Forward was y = g x^ + b, x^ = (x - mean(x)) r(x), so now dg += sum_n dy x^, db += sum_n dy and, with
     dx^ = g dy, dx = r (dx^ - mean(dx^) - x^ mean(dx^ x^)): neither a shift of x nor its length has an effect.
+
+    What came back by the residual is added: dx += dresidual.
     """
     dx_ND = np.empty_like(dy_ND)
     gain_D, sums_2D = wide(gain_D), np.zeros((2, len(gain_D)), compute_type(dy_ND.dtype))
@@ -93,6 +120,8 @@ def layer_norm_backward(
         store(dx, dx_ND[rows])
     dgain_D += sums_2D[0]
     dbias_D += sums_2D[1]
+    if dresidual_ND is not None:
+        dx_ND += dresidual_ND
     return dx_ND
 
 
