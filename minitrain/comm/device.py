@@ -3,9 +3,9 @@
     NumPy arrays    over the communicator that it wraps, as if it were not there
     device arrays   over a transport: NCCL (nccl.py), or MPI with a stop in host memory (staged.py)
 
-A verb on device arrays is work enqueued on the device's stream, in order with the kernels before and after it:
-when it returns the data need not have moved yet, and nobody has to wait for that but a host that reads. The
-two buffers of a verb are on the same side. Messages of the two kinds may overtake each other.
+A verb on device arrays is work enqueued on the device's stream, in order with the kernels before and after
+it: when it returns the data need not have moved yet, and nobody has to wait for that but a host that reads.
+The two buffers of a verb are on the same side. Messages of the two kinds may overtake each other.
 """
 
 from collections.abc import Callable, Sequence
