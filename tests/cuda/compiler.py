@@ -21,9 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import minitrain
+from minitrain.arrays.kernels import INCLUDED, PACKAGE, preamble
 
-PACKAGE = Path(minitrain.__file__).parent
 ARCHITECTURES = ("sm_80", "sm_90")
 
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(')
@@ -83,14 +82,6 @@ def combinations(text: str) -> list[dict[str, str]]:
     return found
 
 
-def preamble(types: Mapping[str, str], name: str) -> str:
-    """What stands in front of a source. No macros: headers of the compiler have `template <typename T>`."""
-    lines = ["#include <cuda_bf16.h>", "#include <cuda_fp16.h>"]
-    for alias, value in types.items():
-        lines.append(f"constexpr int {alias} = {value};" if value.isdigit() else f"using {alias} = {value};")
-    return "\n".join([*lines, f'#line 1 "{name}"', ""])
-
-
 def missing() -> str:
     """Why nothing can be compiled here; empty if it can."""
     return "" if _toolkit() else "needs NVRTC: pip install 'minitrain[kernels]', or scripts/test --parity"
@@ -104,7 +95,7 @@ def compiled(text: str, types: Mapping[str, str], arch: str, name: str = "kernel
     nvrtc, program, toolkit = _nvrtc(), ctypes.c_void_p(), _toolkit()
     options = [
         *("-std=c++17", "-ftz=true", "--device-as-default-execution-space", f"-arch={arch}"),  # as CuPy
-        *(f"-I{PACKAGE / 'arrays'}", f"-I{toolkit}/include", "--ptxas-options=-v"),
+        *(f"-I{INCLUDED}", f"-I{toolkit}/include", "--ptxas-options=-v"),
     ]
     code, arguments = (preamble(types, name) + text).encode(), [option.encode() for option in options]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), code, name.encode(), 0, None, None)

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 from cuda import compiler, counts
-from cuda.compiler import PACKAGE, Kernel, RefusedError, combinations, kernels
+from cuda.compiler import Kernel, RefusedError, combinations, kernels
+
+from minitrain.arrays.kernels import PACKAGE
 
 SOURCES = compiler.sources()
 REGISTERS = 65536  # of a multiprocessor: a block that needs more cannot be launched
