@@ -15,6 +15,7 @@ from minitrain.data.loader import HeldOut, Loader
 from minitrain.data.tokens import TokenFile, check_all_ids, check_length, open_tokens, split
 from minitrain.observe.memory import MemoryMeter
 from minitrain.optim import make_optimizer
+from minitrain.optim.judge import Judge
 from minitrain.optim.loss_scale import LossScale
 from minitrain.optim.optimizer import Elementwise
 from minitrain.parallel.schedule import SCHEDULES
@@ -96,8 +97,7 @@ def make_trainer(config: Config, grid: Grid, fill: Fill) -> Trainer:
         grid=grid,
         schedule=SCHEDULES[config.parallel.schedule],
         updater=updater,
-        loss_scale=LossScale(config.loss_scale) if stage.precision.scales_loss else None,
-        clip=config.optim.clip,
+        judge=Judge(LossScale(config.loss_scale) if stage.precision.scales_loss else None, config.optim.clip),
         meter=MemoryMeter(),
     )
 

@@ -15,12 +15,13 @@ What is drawn is a function of (seed, step, place in the whole) alone, so every 
 
 import numpy as np
 
-from minitrain.arrays.blocks import all_finite
+from minitrain.arrays.device import on_host, put
 from minitrain.arrays.narrow import wide
 from minitrain.arrays.types import Array
 from minitrain.config import OptimConfig
 from minitrain.data.philox import normal, uniform
 from minitrain.optim.optimizer import Curvature, Elementwise
+from minitrain.optim.vectors import NOWHERE
 from minitrain.parallel.unit import Unit
 from minitrain.step import Batch, Trainer, backpropagate, reduce_gradients
 
@@ -55,11 +56,14 @@ def _gauss_newton_bartlett(trainer: Trainer, batch: Batch, seed: int, step: int)
     backpropagate(trainer, batch._replace(drawn_MN=drawn_MN))
     reduce_gradients(trainer)
     units = trainer.stage.units
-    overflow = np.array([not all(all_finite(unit.grad_shard) for unit in units)], np.int64)
+    first = trainer.stage.memory.device.xp.full(1, NOWHERE, np.int64)
+    for unit in units:
+        unit.first_not_finite(first)
+    overflow = (on_host(first) != NOWHERE).astype(np.int64)
     grid.world.all_reduce(overflow, "max")
     for unit in units:
         if not overflow[0]:
-            ghat = wide(unit.grad_shard) / trainer.scale
+            ghat = wide(unit.grad_shard) / trainer.judge.scale
             trainer.updater.absorb(unit, n_tokens * ghat * ghat)
         unit.zero_grads()
 
@@ -86,10 +90,10 @@ def _hutchinson(trainer: Trainer, batch: Batch, seed: int, step: int) -> None:
 
 def _direction(unit: Unit, seed: int, step: int) -> Array:
     """u of the own part of the unit; zero where there is padding."""
-    u = np.zeros_like(unit.master)
+    u: Array = np.zeros_like(unit.master)
     for held in unit.held:
         name, shape = f"hutchinson {step} {held.spec.name}", held.spec.shape
-        u[held.where] = normal(seed, name, shape, held.box, 1.0, u.dtype).reshape(-1)[held.run]
+        put(u[held.where], normal(seed, name, shape, held.box, 1.0, u.dtype).reshape(-1)[held.run])
     return u
 
 

@@ -15,15 +15,13 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
+from minitrain.arrays.device import on_host
 from minitrain.arrays.types import Array
 from minitrain.comm.agree import agree
 from minitrain.comm.grid import Grid
 from minitrain.errors import NumericsError, Problem
 from minitrain.observe.memory import MemoryMeter
-from minitrain.optim.clip import clip_scale
-from minitrain.optim.loss_scale import LossScale
+from minitrain.optim.judge import AnyJudge, Numbers, Verdict
 from minitrain.parallel.outbox import Outbox
 from minitrain.parallel.schedule import Kind, Schedule, forward_only
 from minitrain.parallel.stage import Stage, StageSaved
@@ -55,30 +53,47 @@ class Trainer(NamedTuple):
     grid: Grid
     schedule: Schedule
     updater: Updater
-    loss_scale: LossScale | None  # of fp16
-    clip: float  # 0: off
+    judge: AnyJudge
     meter: MemoryMeter
-
-    @property
-    def scale(self) -> float:
-        """What the loss, and with it every gradient, is multiplied by."""
-        return self.loss_scale.scale if self.loss_scale else 1.0
 
 
 class StepResult(NamedTuple):
     loss: float  # mean nats per token of the global batch
     grad_norm: float  # of the whole model, before clipping
+    loss_scale: float  # in this step
     skipped: bool = False  # a gradient overflowed in fp16: no update
 
 
+class StartedStep(NamedTuple):
+    """A step that a GPU may still be at work on. On the host it is done."""
+
+    trainer: Trainer
+    step: int
+    verdict: Verdict
+    not_finite: Array  # of each unit, the first element of the gradient that was not; int64
+
+    def result(self) -> StepResult:
+        """Waits for the GPU. Raises as `train_step`, and then later steps, if any, are of no use."""
+        numbers = self.verdict.numbers()
+        if not numbers.accepted:
+            skip_or_raise(self, numbers)
+        return StepResult(numbers.loss, numbers.norm, numbers.loss_scale, skipped=not numbers.accepted)
+
+
 def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResult:
+    """One step, to its end. If loss or gradient is not finite nothing is updated: fp16 skips the step and
+    lowers its loss scale, else every rank raises the same NumericsError.
+    """
+    return start_step(trainer, batch, lr, step).result()
+
+
+def start_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StartedStep:
     """Forward and backward of every micro-batch, sums over ranks, clipping, update. `step` counts from 1.
 
     Losses are divided by the *global* number of tokens before the backward, so every sum over micro-batches
-    and ranks is a plain sum. If loss or gradient is not finite nothing is updated: fp16 skips the step and
-    lowers its loss scale, else every rank raises the same NumericsError.
+    and ranks is a plain sum. Nothing here waits for a GPU.
     """
-    stage, grid, scale, sums = trainer.stage, trainer.grid, trainer.scale, trainer.stage.sums
+    stage, grid, sums = trainer.stage, trainer.grid, trainer.stage.sums
     losses = backpropagate(trainer, batch)
     reduce_gradients(trainer)
 
@@ -87,26 +102,22 @@ def train_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StepResu
         comm.all_reduce(squares)
     for comm in (grid.pp, grid.dp):
         comm.all_reduce(losses)  # of the last stages, over all sequences
-    loss, norm = total_loss(losses), math.sqrt(sums.square(squares)) / scale  # the same on every rank
-    overflow = np.array([not (math.isfinite(loss) and math.isfinite(norm))], np.int64)
-    grid.world.all_reduce(overflow, "max")  # the branch below is taken by all ranks or none
-    if overflow[0]:
-        skip_or_raise(trainer, loss, norm, step)
-        return StepResult(loss, norm, skipped=True)
+    verdict = trainer.judge.look(losses, sums.square(squares))
+    grid.world.all_reduce(verdict.rejected, "max")  # a step is taken by all ranks or none
+    trainer.judge.decide(verdict)
 
     if stage.precision.fp8:
         amax = stage.largest_magnitudes()
         for comm in (grid.dp, grid.tp):
             comm.all_reduce(amax, "max")
         stage.rescale(amax)
-    if trainer.loss_scale:
-        trainer.loss_scale.update(overflow=False)
+    started = StartedStep(trainer, step, verdict, stage.not_finite())
     for unit in stage.units:
-        trainer.updater.update(unit, lr, clip_scale(norm, trainer.clip) / scale)
+        trainer.updater.update(unit, lr, verdict)  # of a rejected step: nothing
         if unit.param is not None:  # ZeRO 3 gathers on use instead
             grid.shard.all_gather(unit.param_shard, unit.param)
         unit.zero_grads()
-    return StepResult(loss, norm)
+    return started
 
 
 def reduce_gradients(trainer: Trainer) -> None:
@@ -121,25 +132,23 @@ def reduce_gradients(trainer: Trainer) -> None:
     stage.sum_tied()  # and under run.exact in two units of one stage
 
 
-def skip_or_raise(trainer: Trainer, loss: float, norm: float, step: int) -> None:
-    """What a step does whose gradient is not finite: nothing, with a lower loss scale next time; or it raises
-    NumericsError, naming the gradient that was the first on the lowest rank that had one.
+def skip_or_raise(started: StartedStep, numbers: Numbers) -> None:
+    """What comes of a step whose gradient is not finite: nothing, as the loss scale will be lower next time;
+    or NumericsError, naming the gradient that was the first on the lowest rank that had one.
     """
-    units, world, loss_scale = trainer.stage.units, trainer.grid.world, trainer.loss_scale
-    where, remedy = f"step {step}", "lower optim.lr or change the data"
-    names = [unit.not_finite for unit in units if unit.not_finite]
-    for unit in units:
-        unit.zero_grads()
-    if loss_scale and loss_scale.may_overflow:
-        loss_scale.update(overflow=True)
+    trainer, step = started.trainer, started.step
+    stage, world = trainer.stage, trainer.grid.world
+    if numbers.may_overflow:
         return
-    require_finite({"loss": loss}, step)
-    if loss_scale:
-        where += f", loss scale {loss_scale.scale:g}"
+    where, remedy = f"step {step}", "lower optim.lr or change the data"
+    require_finite({"loss": numbers.loss}, step)
+    if stage.precision.scales_loss:
+        where += f", loss scale {numbers.loss_scale:g}"
         remedy = "lower optim.lr, or choose bf16; or loss_scale.dynamic true with a lower loss_scale.minimum"
-    what = f"rank {world.rank}: the gradient of {names[0]} is not finite" if names else ""
-    agree(world, NumericsError(what, where, remedy) if names else None)
-    raise NumericsError.everywhere([Problem(f"the gradient norm is {norm}", where, remedy)], 5)
+    name = stage.first_name(on_host(started.not_finite))
+    what = f"rank {world.rank}: the gradient of {name} is not finite"
+    agree(world, NumericsError(what, where, remedy) if name else None)
+    raise NumericsError.everywhere([Problem(f"the gradient norm is {numbers.norm}", where, remedy)], 5)
 
 
 def backpropagate(trainer: Trainer, batch: Batch) -> Array:
@@ -165,7 +174,7 @@ def backpropagate(trainer: Trainer, batch: Batch) -> Array:
                 outbox.send(act.pop(m), pp.rank + 1)
             case Kind.LOSS:
                 drawn_N = None if batch.drawn_MN is None else batch.drawn_MN[m]
-                targets_N, scale = batch.targets_MN[m], trainer.scale / batch.n_tokens
+                targets_N, scale = batch.targets_MN[m], trainer.judge.scale / batch.n_tokens
                 nll, dact[m] = stage.loss(act.pop(m), targets_N, scale, drawn_N)
                 losses[sums.place(m)] += nll / batch.n_tokens
             case Kind.RECV_GRAD:

@@ -108,7 +108,7 @@ class Loop:
         config, trainer, step = self._config, self._run.trainer, self._step
         start = time.perf_counter()
         self._sent.take()  # a step's bytes are its own: not those of a validation before it
-        lr, loss_scale = learning_rate(step, config.train.steps, config.optim), trainer.scale
+        lr = learning_rate(step, config.train.steps, config.optim)
         with self._pace.step():
             batch = load_batch(config, self._run, step)
             if curvature_is_due(config.optim, trainer, step):
@@ -122,7 +122,7 @@ class Loop:
             lr=lr,
             tokens=self._tokens,
             seconds=time.perf_counter() - start,
-            loss_scale=loss_scale,
+            loss_scale=result.loss_scale,
             skipped=result.skipped,
             memory_bytes=trainer.meter.bytes(trainer.stage),
             comm_bytes=self._sent.take(),

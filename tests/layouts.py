@@ -17,6 +17,7 @@ from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, T
 from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.data.philox import normal, uniform
 from minitrain.model.spec import ParamSpec, model_specs
+from minitrain.optim.judge import HostVerdict, Numbers, Verdict
 from minitrain.optim.optimizer import Optimizer
 from minitrain.parallel.replicas import compare_replicas
 from minitrain.parallel.stage import Stage
@@ -111,6 +112,13 @@ def batch_of(config: Config, step: int, dp_rank: int) -> Batch:
     return Batch(ids[own].reshape(-1, rows), targets[own].reshape(-1, rows), n)
 
 
+def accepted(factor: float, updates: int = 1) -> Verdict:
+    """On a step whose gradient is to be multiplied by `factor`."""
+    verdict = HostVerdict(loss=1.0, norm=1.0, scale=1.0, number=updates)
+    verdict.decided = Numbers(1.0, 1.0, factor, True, updates, 1.0, False)
+    return verdict
+
+
 class Remembering(NamedTuple):
     """An updater that keeps the last gradient of every unit."""
 
@@ -121,9 +129,9 @@ class Remembering(NamedTuple):
     def optimizer(self) -> Optimizer:
         return self.inner.optimizer
 
-    def update(self, unit: Unit, lr: float, grad_scale: float) -> None:
+    def update(self, unit: Unit, lr: float, verdict: Verdict) -> None:
         self.grads[unit.specs[0].name] = unit.grad_shard.copy()
-        self.inner.update(unit, lr, grad_scale)
+        self.inner.update(unit, lr, verdict)
 
     def absorb(self, unit: Unit, estimate: Array) -> None:
         self.inner.absorb(unit, estimate)

@@ -240,7 +240,7 @@ def skipped_and_scale(**layout: Any) -> tuple[list[bool], float]:
             train_step(trainer, batch_of(config, step, grid.dp.rank), 1e-2, step).skipped
             for step in range(1, 12)
         ]
-        return skipped, trainer.scale
+        return skipped, trainer.judge.scale
 
     assert p.dp and p.tp and p.pp
     ranks = run_threads(p.dp * p.tp * p.pp, rank_main, LIMIT)

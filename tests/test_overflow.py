@@ -18,6 +18,7 @@ from minitrain.comm.interface import Comm
 from minitrain.comm.threads import PeerLostError, run_threads
 from minitrain.config import Config, LossScaleConfig
 from minitrain.errors import MinitrainError
+from minitrain.optim.judge import Judge
 from minitrain.optim.loss_scale import LossScale
 from minitrain.parallel.stage import Stage
 from minitrain.step import train_step
@@ -40,7 +41,7 @@ class Seen(NamedTuple):
     master: list[Array]
     param: list[Array]
     moments: list[Array]
-    n_updates: set[int]
+    n_updates: int
 
 
 def configured(precision: str = "fp16", **parallel: object) -> Config:
@@ -68,12 +69,13 @@ def run(config: Config, plant: Where | None, leave_out: bool = False) -> list[Se
     def rank_main(world: Comm) -> Seen:
         grid = make_grid(world, config)
         trainer = make_trainer(config, grid, random_weights)
-        assert trainer.loss_scale
+        judge = trainer.judge
+        assert isinstance(judge, Judge) and judge.loss_scale
         skipped, scales = [], []
         for step in range(1, STEPS + 1):
-            scales.append(trainer.scale)
+            scales.append(judge.scale)
             if step == BAD and leave_out:
-                trainer.loss_scale.update(overflow=True)
+                judge.loss_scale.update(overflow=True)
                 skipped.append(True)
                 continue
             if step == BAD and plant and plant(grid):
@@ -83,11 +85,11 @@ def run(config: Config, plant: Where | None, leave_out: bool = False) -> list[Se
         moments = [m for u in units for m in u.state.values() if isinstance(m, np.ndarray)]
         return Seen(
             skipped,
-            [*scales, trainer.scale],
+            [*scales, judge.scale],
             [u.master for u in units],
             [u.param if u.param is not None else u.param_shard for u in units],
             moments,
-            {u.n_updates for u in units},
+            judge.updates,
         )
 
     return run_threads(8, rank_main, LIMIT)
@@ -101,7 +103,7 @@ def test_all_ranks_skip_the_same_step(layout: str, place: str) -> None:
     for seen, never_saw_it in zip(ranks, reference, strict=True):
         assert seen.skipped == [False, True, False, False]
         assert seen.scales == [64, 64, 32, 32, 32]
-        assert seen.n_updates == {STEPS - 1}
+        assert seen.n_updates == STEPS - 1
         for name in ("master", "param", "moments"):
             ours, theirs = getattr(seen, name), getattr(never_saw_it, name)
             assert len(ours) > 0 and all(map(np.array_equal, ours, theirs)), name
@@ -119,7 +121,7 @@ def test_replicas_whose_norms_differ_skip_together() -> None:
         grid = make_grid(world, config)
         trainer = make_trainer(config, grid, random_weights)
         if grid.dp.rank == 1:
-            trainer.stage.units[0].sum_of_squares = lambda: np.inf  # type: ignore[method-assign]
+            trainer.stage.units[0].add_squares = lambda total: total.fill(np.inf)  # type: ignore[method-assign]
         return [
             train_step(trainer, batch_of(config, step, grid.dp.rank), 1e-2, step).skipped for step in (1, 2)
         ]

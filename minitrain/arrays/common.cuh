@@ -79,3 +79,75 @@ template <class C> __device__ C block_max(C x) {
 // This thread's first element, and the step to its next, of a loop over elements by all threads of a launch.
 __device__ __forceinline__ long long first_element() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ long long next_element() { return (long long)gridDim.x * blockDim.x; }
+
+// W neighbours, moved by one instruction, for which they must be aligned.
+template <class X, int W> struct alignas(sizeof(X) * W) Pack { X x[W]; };
+
+// N consecutive values, as they are computed with.
+template <class C, int N> struct Values {
+    C at[N];
+    __device__ C& operator[](int i) { return at[i]; }
+};
+
+// Elements first .. first + N of arrays, which a thread loads or stores at once: if WHOLE in words of 16 bytes,
+// which must lie at multiples of 16, else one by one.
+template <int N, bool WHOLE> struct Run {
+    static constexpr int size = N;
+    long long first;
+
+    template <class T> __device__ __forceinline__ Values<Compute<T>, N> load(const T* x) const {
+        Values<Compute<T>, N> values;
+        if constexpr (WHOLE) {
+            constexpr int W = 16 / sizeof(T);
+#pragma unroll
+            for (int i = 0; i < N; i += W) {
+                Pack<T, W> pack = *(const Pack<T, W>*)(x + first + i);
+#pragma unroll
+                for (int k = 0; k < W; k++) values[i + k] = wide(pack.x[k]);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) values[i] = wide(x[first + i]);
+        }
+        return values;
+    }
+    template <class T> __device__ __forceinline__ void store(T* x, Values<Compute<T>, N> values) const {
+        if constexpr (WHOLE) {
+            constexpr int W = 16 / sizeof(T);
+#pragma unroll
+            for (int i = 0; i < N; i += W) {
+                Pack<T, W> pack;
+#pragma unroll
+                for (int k = 0; k < W; k++) pack.x[k] = narrow<T>(values[i + k]);
+                *(Pack<T, W>*)(x + first + i) = pack;
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) x[first + i] = narrow<T>(values[i]);
+        }
+    }
+};
+
+// Whether all arrays begin at multiples of 16 bytes.
+template <class... X> __device__ __forceinline__ bool aligned(const X*... x) { return ((size_t(x) % 16 == 0) && ...); }
+
+// Calls f(run) for runs that together are the elements 0 .. n, dealt out to n_threads threads, of which this is
+// `thread`. They are of N elements, 16 bytes of the narrowest of the arrays x, as far as that can be for all of
+// these arrays, and else of one.
+template <int N, class F, class... X>
+__device__ __forceinline__ void for_runs(long long n, long long thread, long long n_threads, F f, const X*... x) {
+    long long before = n;  // elements that come before the first run
+    for (int k = 0; k < N && k < n; k++)
+        if (aligned((x + k)...)) {
+            before = k;
+            break;
+        }
+    long long n_runs = (n - before) / N, n_others = n - n_runs * N;
+#pragma unroll 1
+    for (long long i = thread; i < n_runs; i += n_threads) f(Run<N, true>{before + i * N});
+#pragma unroll 1
+    for (long long i = thread; i < n_others; i += n_threads) f(Run<1, false>{i < before ? i : i + n_runs * N});
+}
+
+// What is decided of a step: `Numbers` of optim/judge.py.
+struct Verdict { double loss, norm, factor, accepted, updates, loss_scale, may_overflow; };

@@ -5,7 +5,7 @@ GPU is in `cupy_device.py`, the tests' emulator of one in `tests/cuda/emulator.p
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Device(Protocol):
         """Returns when all that was started has been done."""
 
 
+@runtime_checkable
 class Gpu(Device, Protocol):
     """A device that works by itself, at its own time: what is started on it is done in order, later."""
 
@@ -62,7 +63,7 @@ class NumpyDevice:
     """The host itself."""
 
     name = "numpy"
-    xp = np
+    xp: Any = np
 
     def to_device(self, x: Array) -> Array:
         return x

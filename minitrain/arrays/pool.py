@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from minitrain.arrays.device import HOST, Device
 from minitrain.arrays.types import Array
 
 
@@ -14,7 +15,8 @@ class Pool:
     footprint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device = HOST) -> None:
+        self._device = device
         self._free: defaultdict[tuple[int, np.dtype[np.generic]], list[Array]] = defaultdict(list)
         self.bytes = 0
 
@@ -23,7 +25,7 @@ class Pool:
         free = self._free[size, dtype]
         if free:
             return free.pop()
-        buffer = np.empty(size, dtype)
+        buffer: Array = self._device.xp.empty(size, dtype)
         self.bytes += buffer.nbytes
         return buffer
 

@@ -57,12 +57,10 @@ def restore(config: Config, trainer: Trainer, directory: Path, manifest: Manifes
     saved = replace(config, parallel=manifest.config.parallel)
     check_state(tensors, saved, trainer.updater.optimizer, directory / STATE)
     read_state(tensors, trainer, saved.parallel.tp == config.parallel.tp)
-    for unit in trainer.stage.units:
-        unit.n_updates = manifest.updates
-    if trainer.loss_scale and manifest.loss_scale:
-        seen = manifest.loss_scale
-        scale = trainer.loss_scale
-        scale.scale, scale.good_steps, scale.tolerated = seen.scale, seen.good_steps, seen.tolerated
+    kept, seen = trainer.judge.kept()._replace(updates=manifest.updates), manifest.loss_scale
+    if trainer.stage.precision.scales_loss and seen:
+        kept = kept._replace(scale=seen.scale, good_steps=seen.good_steps, tolerated=seen.tolerated)
+    trainer.judge.restore(kept)
 
 
 def check_data(seen: DataSeen, now: DataSeen, name: str) -> None:

@@ -178,14 +178,14 @@ class Saver:
 
     def _manifest(self, step: int, tokens: int) -> Manifest:
         """All but its files."""
-        scale = self._trainer.loss_scale
+        kept, scales = self._trainer.judge.kept(), self._trainer.stage.precision.scales_loss
         return Manifest(
             format=FORMAT,
             version=VERSION,
             step=step,
-            updates=self._trainer.stage.units[0].n_updates,
+            updates=kept.updates,
             tokens=tokens,
-            loss_scale=ScaleSeen(scale.scale, scale.good_steps, scale.tolerated) if scale else None,
+            loss_scale=ScaleSeen(kept.scale, kept.good_steps, kept.tolerated) if scales else None,
             data=self._data,
             config=repeatable(self._config),
             software=self._software,

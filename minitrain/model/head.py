@@ -16,13 +16,13 @@ from minitrain.arrays.narrow import narrow
 from minitrain.arrays.types import Array
 from minitrain.model.norm import norm_backward, norm_forward
 from minitrain.model.tensor import TensorParallel
-from minitrain.ops import loss
-from minitrain.ops.linear import linear_backward, linear_wide
+from minitrain.ops.table import Ops
 
 Views = dict[str, Array]
 
 
 class HeadContext(NamedTuple):
+    ops: Ops
     tp: TensorParallel
     first_id: int  # of this rank's part of the vocabulary
     norm_eps: float
@@ -40,9 +40,9 @@ def logits_forward(x_SD: Array, w: Views, matrix_VD: Array, c: HeadContext) -> t
     """logits_NV of this rank's part of the vocabulary, not rounded to 16 bits; what the norm saved; its
     output, all rows of it.
     """
-    a_SD, norm_saved = norm_forward(x_SD, w, "head.norm", c.norm_eps)
+    a_SD, norm_saved = norm_forward(c.ops, x_SD, w, "head.norm", c.norm_eps)
     a_ND = c.tp.enter(a_SD)
-    return linear_wide(a_ND, matrix_VD), norm_saved, a_ND
+    return c.ops.linear_wide(a_ND, matrix_VD), norm_saved, a_ND
 
 
 def loss_forward(
@@ -50,11 +50,11 @@ def loss_forward(
 ) -> tuple[Array, HeadSaved]:
     """nll_N in nats per token, the same on every tp rank; 0 where the target is negative."""
     logits_NV, norm_saved, a_ND = logits_forward(x_SD, w, matrix_VD, c)
-    largest_N = loss.local_max(logits_NV)
+    largest_N = c.ops.local_max(logits_NV)
     c.tp.comm.all_reduce(largest_N, "max")
-    sums_2N = loss.exp_and_sums(logits_NV, largest_N, targets_N, c.first_id)
+    sums_2N = c.ops.exp_and_sums(logits_NV, largest_N, targets_N, c.first_id)
     c.tp.comm.all_reduce(sums_2N)  # partial sums over this rank's part of the vocabulary
-    nll_N = loss.cross_entropy(sums_2N, targets_N)
+    nll_N = c.ops.cross_entropy(sums_2N, targets_N)
     return nll_N, HeadSaved(norm_saved, a_ND, targets_N, logits_NV, sums_2N)
 
 
@@ -67,18 +67,24 @@ def draw_targets(saved: HeadSaved, drawn_N: Array, c: HeadContext) -> HeadSaved:
     sums_PN = np.empty_like(partial_N, shape=(size, len(partial_N)))
     c.tp.comm.all_gather(partial_N, sums_PN)
     before_N = sums_PN[: c.tp.comm.rank].sum(axis=0)  # of the ids that other ranks hold, below those here
-    targets_N = loss.draw(saved.exp_NV, before_N, drawn_N * sums_PN.sum(axis=0), c.first_id)
+    targets_N = c.ops.draw(saved.exp_NV, before_N, drawn_N * sums_PN.sum(axis=0), c.first_id)
     c.tp.comm.all_reduce(targets_N, "max")  # one rank found it, the others say -1
     targets_N[saved.targets_N < 0] = -1
     return saved._replace(targets_N=targets_N)
 
 
 def loss_backward(
-    saved: HeadSaved, scale: float, w: Views, matrix_VD: Array, g: Views, dmatrix_VD: Array, c: HeadContext
+    saved: HeadSaved,
+    scale: float | Array,
+    w: Views,
+    matrix_VD: Array,
+    g: Views,
+    dmatrix_VD: Array,
+    c: HeadContext,
 ) -> Array:
     """dx_SD of scale * sum(nll_N). `saved` is used up."""
-    dlogits_NV = loss.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale)
+    dlogits_NV = c.ops.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale)
     dlogits_NV = narrow(dlogits_NV, saved.a_ND.dtype)  # as it enters the products
-    da_ND = linear_backward(dlogits_NV, saved.a_ND, matrix_VD, dmatrix_VD)
+    da_ND = c.ops.linear_backward(dlogits_NV, saved.a_ND, matrix_VD, dmatrix_VD)
     da_SD = c.tp.enter_backward(da_ND)  # column parallel: a partial sum over this rank's vocabulary
-    return norm_backward(da_SD, saved.norm, w, g, "head.norm")
+    return norm_backward(c.ops, da_SD, saved.norm, w, g, "head.norm")

@@ -58,7 +58,9 @@ def draw(exp_NV: Array, before_N: Array, limit_N: Array, first_id: int) -> Array
     return np.where(here_N, first_id + column_N, -1)
 
 
-def logits_backward(exp_NV: Array, sums_2N: Array, targets_N: Array, first_id: int, scale: float) -> Array:
+def logits_backward(
+    exp_NV: Array, sums_2N: Array, targets_N: Array, first_id: int, scale: float | Array
+) -> Array:
     """Forward was nll = log sum_v e^z_v - z_target, so now dz = scale (softmax(z) - onehot(target)).
 
     `exp_NV` is overwritten with dz and returned.

@@ -4,6 +4,7 @@ On the host these are the functions of this room. A GPU has kernels of the same 
 has none the same functions, which NumPy hands over to CuPy.
 """
 
+from minitrain.arrays.device import Device, Gpu, NumpyDevice
 from minitrain.ops import attention, embedding, linear, loss, mlp, norm, rope
 
 
@@ -39,3 +40,13 @@ class Ops:
     cross_entropy = staticmethod(loss.cross_entropy)
     draw = staticmethod(loss.draw)
     logits_backward = staticmethod(loss.logits_backward)
+
+
+def make_ops(device: Device) -> Ops:
+    """Those of the device."""
+    if isinstance(device, NumpyDevice):
+        return Ops()
+    from minitrain.ops.cuda import CudaOps
+
+    assert isinstance(device, Gpu)
+    return CudaOps(device)

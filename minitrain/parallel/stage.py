@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minitrain.arrays.device import HOST, Device
 from minitrain.arrays.types import Array
 from minitrain.comm.grid import Grid
 from minitrain.config import Config
@@ -19,6 +20,8 @@ from minitrain.model.spec import block_specs, embedding_specs, head_specs, posit
 from minitrain.model.tensor import TensorParallel
 from minitrain.ops.fp8 import Fp8Linear, Scaled8
 from minitrain.ops.rope import rope_table
+from minitrain.ops.table import make_ops
+from minitrain.optim.vectors import NOWHERE
 from minitrain.parallel.sums import ExactSums, PlainSums, Sums
 from minitrain.parallel.unit import Fill, Memory, Unit
 from minitrain.precision import PRECISIONS
@@ -36,15 +39,16 @@ class StageSaved(NamedTuple):
 class Stage:
     """The units of one pipeline stage. `units` lists them in the order of the forward pass."""
 
-    def __init__(self, config: Config, grid: Grid, fill: Fill, align: int = 1) -> None:
+    def __init__(self, config: Config, grid: Grid, fill: Fill, align: int = 1, device: Device = HOST) -> None:
         """`align`: a multiple at which every tensor begins in its flat vector, if the optimizer wants it."""
         model, parallel, exact = config.model, config.parallel, config.run.exact
         self.model, self.precision = model, PRECISIONS[config.precision]
         self.is_first, self.is_last = grid.pp.rank == 0, grid.pp.rank == grid.pp.size - 1
         self.tp = TensorParallel(grid.tp, parallel.sequence and grid.tp.size > 1)
         leaves = n_micro_batches(config) if exact else None
-        self.memory = Memory(grid, parallel.zero, self.tp.sequence, self.precision, align, leaves)
-        self.sums: Sums = ExactSums(grid.dp) if exact else PlainSums()
+        self.memory = Memory(device, grid, parallel.zero, self.tp.sequence, self.precision, align, leaves)
+        self.ops = make_ops(device)
+        self.sums: Sums = ExactSums(device, grid.dp) if exact else PlainSums(device)
         layers = stage_layers(model.layers, grid.pp.rank, grid.pp.size)
 
         self.embedding: Unit | None = None
@@ -67,10 +71,13 @@ class Stage:
         head_width = model.width // model.heads
         rope_TC = None
         if model.arch == "llama":
-            rope_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.activation)
-        self._block_context = BlockContext(self.tp, model.seq_len, head_width, model.norm_eps, rope_TC)
+            table_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.activation)
+            rope_TC = device.to_device(table_TC)
+        self._block_context = BlockContext(
+            self.ops, self.tp, model.seq_len, head_width, model.norm_eps, rope_TC
+        )
         self._first_id = embedding_specs(model)[0].tp_slice(grid.tp.rank, grid.tp.size)[0].start
-        self._head_context = head.HeadContext(self.tp, self._first_id, model.norm_eps)
+        self._head_context = head.HeadContext(self.ops, self.tp, self._first_id, model.norm_eps)
 
     def forward(self, x: Array) -> tuple[Array, StageSaved]:
         """x_SD of this stage's last block, from x_SD of the previous stage or, on the first, from ids_N."""
@@ -108,9 +115,9 @@ class Stage:
         return dx_SD
 
     def loss(
-        self, x_SD: Array, targets_N: Array, scale: float, drawn_N: Array | None = None
-    ) -> tuple[float, Array]:
-        """Sum of nll over the micro-batch in nats, and dx_SD of `scale` times it.
+        self, x_SD: Array, targets_N: Array, scale: float | Array, drawn_N: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Sum of nll over the micro-batch in nats, fp64 [], and dx_SD of `scale` times it.
 
         With `drawn_N`, uniform numbers, the targets are drawn from the prediction (`head.draw_targets`).
         """
@@ -120,13 +127,15 @@ class Stage:
                 saved = head.draw_targets(saved, drawn_N, self._head_context)
             with self._head_and_matrix(Unit.grads) as (g, dmatrix_VD):
                 dx_SD = head.loss_backward(saved, scale, w, matrix_VD, g, dmatrix_VD, self._head_context)
-        return float(nll_N.sum(dtype=np.float64)), dx_SD
+        nll: Array = nll_N.sum(dtype=np.float64)
+        return nll, dx_SD
 
-    def loss_only(self, x_SD: Array, targets_N: Array) -> float:
-        """Sum of nll over the micro-batch, without a backward."""
+    def loss_only(self, x_SD: Array, targets_N: Array) -> Array:
+        """Sum of nll over the micro-batch, without a backward. fp64 []"""
         with self._head_and_matrix(Unit.params) as (w, matrix_VD):
             nll_N, _ = head.loss_forward(x_SD, targets_N, w, matrix_VD, self._head_context)
-        return float(nll_N.sum(dtype=np.float64))
+        nll: Array = nll_N.sum(dtype=np.float64)
+        return nll
 
     def logits(self, x_SD: Array) -> tuple[Array, int]:
         """logits_NV of this rank's part of the vocabulary, and the first id of that part."""
@@ -139,10 +148,23 @@ class Stage:
             self.embedding.grad_shard += self.output.grad_shard
             self.output.grad_shard[...] = self.embedding.grad_shard
 
+    def not_finite(self) -> Array:
+        """Of each unit, the place of the first element of its gradient that is not finite in this step. A
+        copy.
+        """
+        places: Array = self.memory.device.xp.concatenate([unit.not_finite for unit in self.units])
+        return places
+
+    def first_name(self, not_finite: Array) -> str:
+        """The parameter at the first of these places; empty if there is none."""
+        places = zip(self.units, not_finite.tolist(), strict=True)
+        return next((unit.name_at(place) for unit, place in places if place != NOWHERE), "")
+
     def empty_activations(self, n_rows: int) -> Array:
         """A buffer for what a neighbouring stage sends for a micro-batch of `n_rows` tokens."""
-        rows = self.tp.rows(n_rows)
-        return np.empty((rows.stop - rows.start, self.model.width), self.precision.activation)
+        rows, width = self.tp.rows(n_rows), self.model.width
+        x_SD: Array = self.memory.device.xp.empty((rows.stop - rows.start, width), self.precision.activation)
+        return x_SD
 
     def largest_magnitudes(self) -> Array:
         """Of every tensor that fp8 rounds, what this rank saw in this step."""
@@ -165,19 +187,21 @@ class Stage:
     def _embed(self, ids_N: Array, seq_len: int) -> Array:
         assert self.embedding is not None
         with self.embedding.params() as w:
-            x_SD = embedding.embed_forward(ids_N, w["embedding"], self._first_id, self.tp)
+            x_SD = embedding.embed_forward(self.ops, ids_N, w["embedding"], self._first_id, self.tp)
         if self.positions is not None:
             with self.positions.params() as w:
-                x_SD = embedding.positions_forward(x_SD, w["positions"], ids_N.size, seq_len, self.tp)
+                n_rows, positions_TD = ids_N.size, w["positions"]
+                x_SD = embedding.positions_forward(self.ops, x_SD, positions_TD, n_rows, seq_len, self.tp)
         return x_SD
 
     def _embed_backward(self, dx_SD: Array, ids_N: Array) -> None:
         assert self.embedding is not None
         if self.positions is not None:
             with self.positions.grads() as g:
-                embedding.positions_backward(dx_SD, g["positions"], ids_N.size, self.model.seq_len, self.tp)
+                n_rows, T = ids_N.size, self.model.seq_len
+                embedding.positions_backward(self.ops, dx_SD, g["positions"], n_rows, T, self.tp)
         with self.embedding.grads() as g:
-            embedding.embed_backward(dx_SD, ids_N, g["embedding"], self._first_id, self.tp)
+            embedding.embed_backward(self.ops, dx_SD, ids_N, g["embedding"], self._first_id, self.tp)
 
     @contextmanager
     def _head_and_matrix(

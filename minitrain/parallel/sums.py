@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from minitrain.arrays.device import Device, on_host
 from minitrain.arrays.fixed_point import digits, value
 from minitrain.arrays.types import Array
 from minitrain.comm.interface import Comm
@@ -29,35 +30,47 @@ class Sums(Protocol):
     def squares(self, units: Sequence[Unit]) -> Array:
         """Of the gradient elements that this rank counts."""
 
-    def square(self, squares: Array) -> float:
-        """The sum of squares, once `squares` are added up over ranks."""
+    def square(self, squares: Array) -> Array:
+        """The sum of squares, once `squares` are added up over ranks. fp64 [1]"""
 
 
 def total_loss(losses: Array) -> float:
     """One after the other: zeros, as of a validation's padding, change nothing wherever they are."""
-    return float(np.cumsum(losses)[-1])
+    return float(np.cumsum(on_host(losses))[-1])
 
 
 class PlainSums:
+    """On the device."""
+
+    def __init__(self, device: Device) -> None:
+        self._xp = device.xp
+
     def losses(self, n_micro: int) -> Array:
-        return np.zeros((1, 1))
+        losses: Array = self._xp.zeros((1, 1))
+        return losses
 
     def place(self, micro: int) -> tuple[int, int]:
         return 0, 0
 
     def squares(self, units: Sequence[Unit]) -> Array:
-        return np.array([sum(unit.sum_of_squares() for unit in units)])
+        total: Array = self._xp.zeros(1)
+        for unit in units:
+            unit.add_squares(total)
+        return total
 
-    def square(self, squares: Array) -> float:
-        return float(squares[0])
+    def square(self, squares: Array) -> Array:
+        return squares
 
 
 class ExactSums:
-    def __init__(self, dp: Comm) -> None:
-        self._dp = dp
+    """Losses on the device; squares on the host, which waits for them."""
+
+    def __init__(self, device: Device, dp: Comm) -> None:
+        self._xp, self._dp = device.xp, dp
 
     def losses(self, n_micro: int) -> Array:
-        return np.zeros((self._dp.size, n_micro))
+        losses: Array = self._xp.zeros((self._dp.size, n_micro))
+        return losses
 
     def place(self, micro: int) -> tuple[int, int]:
         return self._dp.rank, micro
@@ -65,5 +78,5 @@ class ExactSums:
     def squares(self, units: Sequence[Unit]) -> Array:
         return digits(np.concatenate([unit.squares_of_blocks() for unit in units]))
 
-    def square(self, squares: Array) -> float:
-        return value(squares)
+    def square(self, squares: Array) -> Array:
+        return np.array([value(squares)])

@@ -24,15 +24,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minitrain.arrays.blocks import all_finite, row_blocks
+from minitrain.arrays.device import Device, on_host, put
 from minitrain.arrays.flat import Layout, merge, overlap, padded
-from minitrain.arrays.narrow import wide
 from minitrain.arrays.pool import Pool
 from minitrain.arrays.tree import TreeSum
 from minitrain.arrays.types import Array
 from minitrain.comm.grid import Grid
 from minitrain.model.spec import ParamSpec
 from minitrain.optim.optimizer import State
+from minitrain.optim.vectors import NOWHERE, squares_of_rows, vector_ops
 from minitrain.precision import Precision
 
 Fill = Callable[[ParamSpec, tuple[slice, ...]], Array]
@@ -43,17 +43,26 @@ SQUARES_BLOCK = 256
 
 
 class Memory:
-    """What all units of a rank have in common: the grid, the ZeRO stage, the types, a multiple at which
-    tensors begin, and buffers to borrow. `leaves`: under run.exact, the micro-batches of a rank in a step.
+    """What all units of a rank have in common: the device, the grid, the ZeRO stage, the types, a multiple at
+    which tensors begin, and buffers to borrow. `leaves`: under run.exact, the micro-batches of a rank in a
+    step.
     """
 
     def __init__(
-        self, grid: Grid, zero: int, sequence: bool, precision: Precision, align: int, leaves: int | None
+        self,
+        device: Device,
+        grid: Grid,
+        zero: int,
+        sequence: bool,
+        precision: Precision,
+        align: int,
+        leaves: int | None,
     ) -> None:
+        self.device, self.vectors = device, vector_ops(device)
         self.grid, self.zero, self.sequence, self.precision = grid, zero, sequence, precision
         self.align = align if leaves is None else math.lcm(align, SQUARES_BLOCK)
         self.leaves = leaves
-        self.pool = Pool()
+        self.pool = Pool(device)
 
 
 class Held(NamedTuple):
@@ -120,8 +129,8 @@ class Unit:
         self.speaks_for = [counted and first for first in speaks]
         # Of the own shard, what this rank adds to the global norm.
         self.counted = merge([h.where for h, c in zip(self.held, self.speaks_for, strict=True) if c])
-        self.n_updates = 0
-        self.not_finite: str | None = None  # the parameter whose gradient was not, before any sum over ranks
+        # Of the gradient before any sum over ranks, the first element that was not finite.
+        self.not_finite: Array = memory.device.xp.full(1, NOWHERE, np.int64)
         self._allocate(n, own, fill)
 
     def _merged(self, runs: list[slice]) -> list[slice]:
@@ -137,13 +146,14 @@ class Unit:
 
     def _allocate(self, n: int, own: slice, fill: Fill) -> None:
         types, zero, sharded = self._memory.precision, self._memory.zero, self._memory.grid.shard.size > 1
-        full, n_own = np.zeros(n, types.param), own.stop - own.start
-        master = np.zeros(n_own, types.master) if types.master != types.param else None
+        xp, n_own = self._memory.device.xp, own.stop - own.start
+        full = xp.zeros(n, types.param)
+        master = xp.zeros(n_own, types.master) if types.master != types.param else None
         for view, held in zip(self.layout.views(full).values(), self.held, strict=True):
             values = fill(held.spec, held.box)
-            view[...] = values
+            put(view, values)
             if master is not None:
-                master[held.where] = values.reshape(-1)[held.run]
+                put(master[held.where], values.reshape(-1)[held.run])
         if zero < 3:
             self.param: Array | None = full
             self.param_shard = full[own] if sharded else full
@@ -152,10 +162,10 @@ class Unit:
         exact = self._memory.leaves is not None
         self._tree = TreeSum(self._memory.leaves or 1, self._memory.pool)
         if zero < 2 and not exact:
-            self.grad: Array | None = np.zeros(n, types.grad)
+            self.grad: Array | None = xp.zeros(n, types.grad)
             self.grad_shard = self.grad[own] if sharded else self.grad
         else:
-            self.grad, self.grad_shard = None, np.zeros(n_own, types.grad)
+            self.grad, self.grad_shard = None, xp.zeros(n_own, types.grad)
         self.master = self.param_shard if master is None else master
         self.state: State = {}
         self._param_views = None if self.param is None else self.layout.views(self.param)
@@ -204,41 +214,36 @@ class Unit:
     def sum_over_tp(self, full: Array) -> None:
         """In place, what tp ranks saw apart."""
         grid = self._memory.grid
-        self._look_at(full)
+        self._memory.vectors.first_not_finite(full, self.not_finite)
         if self._memory.sequence:
             for run in self._whole:  # each tp rank saw 1/tp of the rows
                 grid.tp.all_reduce(full[run])
         for run in self._kv_copies:  # each copy of a kv head served other query heads
             grid.kv.all_reduce(full[run])
 
-    def _look_at(self, full: Array) -> None:
-        """Notes the first gradient that is not finite, while it is still known whose it is."""
-        if self.not_finite is None and not all_finite(full):
-            views = zip(self.specs, self.layout.views(full).values(), strict=True)
-            self.not_finite = next(spec.name for spec, view in views if not all_finite(view.reshape(-1)))
+    def name_at(self, element: int) -> str:
+        """The parameter that has this element of the full vectors."""
+        places = zip(self.specs, self.layout.slices.values(), strict=True)
+        return next(spec.name for spec, place in places if element < place.stop)
 
-    def sum_of_squares(self) -> float:
-        """Of the gradient elements that this rank counts: none at all where its part is padding.
+    def first_not_finite(self, first: Array) -> None:
+        """first <- the place of the first element of the own part of the gradient that is not, if less."""
+        self._memory.vectors.first_not_finite(self.grad_shard, first)
 
-        Blocks are added up in fp64: one long product in fp32 would be wrong in its fifth digit.
+    def add_squares(self, total: Array) -> None:
+        """total <- total + the squares of the gradient elements that this rank counts: none at all where its
+        part is padding. fp64 [1].
         """
-        total = 0.0
         for run in self.counted:
-            grad = self.grad_shard[run]
-            for block in row_blocks(grad.size, grad.itemsize):
-                g = wide(grad[block])
-                total += float(np.dot(g, g))
-        return total
+            self._memory.vectors.add_squares(self.grad_shard[run], total)
 
     def squares_of_blocks(self) -> Array:
-        """The same, as one number for each block of SQUARES_BLOCK elements: whole blocks, in every layout."""
-        sums = [np.zeros(0)]
-        for run in self.counted:
-            blocks = self.grad_shard[run.start : padded(run.stop, SQUARES_BLOCK)].reshape(-1, SQUARES_BLOCK)
-            for rows in row_blocks(len(blocks), SQUARES_BLOCK * sums[0].itemsize):
-                g = blocks[rows].astype(np.float64)
-                sums.append(np.vecdot(g, g))
-        return np.concatenate(sums)
+        """The same, as one number for each block of SQUARES_BLOCK elements: whole blocks, in every layout.
+        On the host.
+        """
+        runs = [slice(run.start, padded(run.stop, SQUARES_BLOCK)) for run in self.counted]
+        blocks = [self.grad_shard[run].reshape(-1, SQUARES_BLOCK) for run in runs]
+        return np.concatenate([np.zeros(0), *(on_host(squares_of_rows(rows)) for rows in blocks)])
 
     def publish(self) -> None:
         """After an update of the master copy: the own part of the parameters, rounded to their type."""
@@ -247,7 +252,7 @@ class Unit:
 
     def zero_grads(self) -> None:
         (self.grad if self.grad is not None else self.grad_shard).fill(0)
-        self.not_finite = None
+        self.not_finite.fill(NOWHERE)
 
     def bytes(self) -> dict[str, int]:
         """Persistent memory of this unit by class. A shard that is a view of a full vector, or a master

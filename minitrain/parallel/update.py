@@ -13,6 +13,7 @@ from minitrain.comm.grid import Grid
 from minitrain.config import OptimConfig
 from minitrain.model.spec import ParamSpec
 from minitrain.optim.apply import Rounding, absorb, apply, to_nearest
+from minitrain.optim.judge import Verdict
 from minitrain.optim.optimizer import Elementwise, Hyper, Moments, Optimizer, Piece
 from minitrain.optim.stochastic import stochastic_rounding
 from minitrain.parallel.unit import Held, Unit
@@ -31,28 +32,31 @@ class Updater(NamedTuple):
         if isinstance(self.optimizer, Elementwise):
             unit.state = self.optimizer.init(unit.master)
             return
-        for piece in self._pieces(unit, None, 0.0, 0.0):
+        for piece in self._pieces(unit, None, 0.0, 0.0, 0):
             for name, moment in self.optimizer.init(piece).items():
                 unit.state[f"{piece.name}.{name}"] = moment.astype(unit.master.dtype, copy=False)
 
-    def update(self, unit: Unit, lr: float, grad_scale: float) -> None:
-        """One step, in place on the own part of the unit. The gradient is `grad_scale` times what it holds,
-        and is used up.
+    def update(self, unit: Unit, lr: float, verdict: Verdict) -> None:
+        """One step, in place on the own part of the unit; nothing if it is rejected. The gradient is used up.
 
         Collective over shard and tp if the optimizer looks at whole tensors, otherwise local.
         """
-        unit.n_updates += 1
+        numbers = verdict.numbers()
+        if not numbers.accepted:
+            return
         if isinstance(self.optimizer, Elementwise):
             for held in unit.held:
+                hyper = self._hyper(held.spec, lr, numbers.updates)
+                rounding = self._rounding(numbers.updates, held)
                 apply(
-                    self.optimizer, unit.master, unit.grad_shard, unit.state, held.where,
-                    self._hyper(held.spec, lr, unit.n_updates), grad_scale, self._rounding(unit, held),
+                    self.optimizer, unit.master, unit.grad_shard, unit.state, held.where, hyper,
+                    numbers.factor, rounding,
                 )  # fmt: skip
         else:
-            pieces = list(self._pieces(unit, unit.grad_shard, lr, grad_scale))
+            pieces = list(self._pieces(unit, unit.grad_shard, lr, numbers.factor, numbers.updates))
             self.optimizer.update(pieces, self._total)
             for held, piece in zip(unit.held, pieces, strict=True):
-                self._put_back(unit, held, piece)
+                self._put_back(unit, held, piece, numbers.updates)
         unit.publish()
 
     def absorb(self, unit: Unit, estimate: Array) -> None:
@@ -67,22 +71,24 @@ class Updater(NamedTuple):
         decays = spec.decays or optim.decay_vectors
         return Hyper(lr * groups.get(spec.group, 1.0), optim.weight_decay if decays else 0.0, count)
 
-    def _rounding(self, unit: Unit, held: Held) -> Rounding:
+    def _rounding(self, count: int, held: Held) -> Rounding:
         if not self.optim.stochastic_rounding:
             return to_nearest
-        return stochastic_rounding(self.seed, unit.n_updates, held.spec.name, held.places)
+        return stochastic_rounding(self.seed, count, held.spec.name, held.places)
 
-    def _pieces(self, unit: Unit, grad: Array | None, lr: float, grad_scale: float) -> Iterator[Piece]:
+    def _pieces(
+        self, unit: Unit, grad: Array | None, lr: float, factor: float, count: int
+    ) -> Iterator[Piece]:
         computed = compute_type(unit.master.dtype)
         for held in unit.held:
             name = held.spec.name.removeprefix(unit.prefix)
             g = np.zeros(0, computed)
             if grad is not None:
-                g = np.multiply(grad[held.where], grad_scale, dtype=computed)
+                g = np.multiply(grad[held.where], factor, dtype=computed)
             yield Piece(
                 name, held.spec.group, held.spec.shape, held.box, held.run, held.speaks,
                 wide(unit.master[held.where]), g, self._moments(unit, name),
-                self._hyper(held.spec, lr, unit.n_updates),
+                self._hyper(held.spec, lr, count),
             )  # fmt: skip
 
     def _moments(self, unit: Unit, name: str) -> Moments:
@@ -94,11 +100,11 @@ class Updater(NamedTuple):
                 moments[moment] = wide(stored)
         return moments
 
-    def _put_back(self, unit: Unit, held: Held, piece: Piece) -> None:
+    def _put_back(self, unit: Unit, held: Held, piece: Piece, count: int) -> None:
         """Stores what was computed wide. Where it was computed in place there is nothing to store."""
         if piece.w.dtype == unit.master.dtype:
             return
-        self._rounding(unit, held)({"": piece.w}, held.where, {"": unit.master[held.where]})
+        self._rounding(count, held)({"": piece.w}, held.where, {"": unit.master[held.where]})
         for name, values in piece.moments.items():
             vector = unit.state[f"{piece.name}.{name}"]
             assert isinstance(vector, np.ndarray)

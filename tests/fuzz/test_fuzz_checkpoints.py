@@ -199,10 +199,10 @@ def require_stated(known: Any, said: Any) -> None:
 
 def require_restored(config: Config, manifest: Manifest, run: Run, directory: Path, again: Path) -> None:
     """Written once more, the state of the trainer is that of the files."""
-    trainer, scale = run.trainer, run.trainer.loss_scale
-    assert {unit.n_updates for unit in trainer.stage.units} == {manifest.updates}
-    if scale and manifest.loss_scale:
-        assert [scale.scale, scale.good_steps, scale.tolerated] == list(asdict(manifest.loss_scale).values())
+    trainer, kept = run.trainer, run.trainer.judge.kept()
+    assert kept.updates == manifest.updates
+    if trainer.stage.precision.scales_loss and manifest.loss_scale:
+        assert [kept.scale, kept.good_steps, kept.tolerated] == list(asdict(manifest.loss_scale).values())
     shutil.rmtree(again, ignore_errors=True)
     Saver(config, trainer, again, run.data, run.tokens.kind).save(manifest.step, manifest.tokens, last=True)
     types = PRECISIONS[config.precision]

@@ -15,6 +15,7 @@ from minitrain.model.block import BlockContext, block_backward, block_forward
 from minitrain.model.spec import block_specs
 from minitrain.model.tensor import TensorParallel
 from minitrain.ops.rope import rope_table
+from minitrain.ops.table import Ops
 from minitrain.parallel.stage import Stage
 
 MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
@@ -28,7 +29,9 @@ def block_context(model: ModelConfig) -> BlockContext:
         if model.arch == "llama"
         else None
     )
-    return BlockContext(TensorParallel(SingleComm(), False), model.seq_len, head_width, model.norm_eps, table)
+    return BlockContext(
+        Ops(), TensorParallel(SingleComm(), False), model.seq_len, head_width, model.norm_eps, table
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from layouts import GPT2, LIMIT, LLAMA_TIED, Part, assemble, mild_weights, tiny, weight_parts
+from layouts import GPT2, LIMIT, LLAMA_TIED, Part, accepted, assemble, mild_weights, tiny, weight_parts
 
 from minitrain.arrays.types import Array
 from minitrain.build import make_trainer
@@ -90,7 +90,7 @@ def updated(model: str, optimizer: str, stochastic: bool, **layout: Any) -> dict
                 for held in unit.held:
                     whole = normal(step, held.spec.name, held.spec.shape, held.box, 1.0, np.float32)
                     unit.grad_shard[held.where] = whole.ravel()[held.run]
-                trainer.updater.update(unit, 1e-4, 1.0)
+                trainer.updater.update(unit, 1e-4, accepted(1.0, step))
         return weight_parts(trainer.stage, grid)
 
     parts = run_threads(n_ranks, rank_main, LIMIT)

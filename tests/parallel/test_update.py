@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from layouts import GPT2, LLAMA, mild_weights, tiny
+from layouts import GPT2, LLAMA, accepted, mild_weights, tiny
 
 from minitrain.build import make_trainer
 from minitrain.comm.grid import make_grid
@@ -28,7 +28,7 @@ def test_every_group_has_its_rate_and_its_decay(model: ModelConfig, decay_vector
     for unit in trainer.stage.units:
         before = unit.master.copy()
         unit.grad_shard.fill(1.0)
-        trainer.updater.update(unit, LR, grad_scale=0.25)
+        trainer.updater.update(unit, LR, accepted(0.25))
         for held in unit.held:
             group = held.spec.group
             seen.add(group)

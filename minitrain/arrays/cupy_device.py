@@ -1,0 +1,102 @@
+"""The GPU of this rank, by CuPy: the one file that imports it, but for comm/nccl.py, which takes NCCL of it.
+
+CuPy allocates, compiles kernels, keeps the stream and the events. What is computed is ours and cuBLAS's.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+
+from minitrain.arrays.device import Reading
+from minitrain.arrays.kernels import INCLUDED, cuda_name, kernel_text
+from minitrain.arrays.types import Array, DType
+
+
+class CupyDevice:
+    """One GPU of this host, which becomes the current one of the process."""
+
+    name = "cupy"
+    xp: Any = cupy
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        cupy.cuda.Device(index).use()
+        self.stream = cupy.cuda.get_current_stream()
+        self.gemm: Any = None  # ops/cuda/gemm.py, which stands above this room
+
+    def to_device(self, x: Array) -> Array:
+        """By way of pinned memory of CuPy's, so that the host need not wait."""
+        copy: Array = cupy.asarray(x)
+        return copy
+
+    def synchronize(self) -> None:
+        self.stream.synchronize()
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        types: Mapping[str, DType | int],
+        blocks: int | tuple[int, ...],
+        threads: int,
+        *args: Array | int | float | None,
+    ) -> None:
+        names = tuple((name, cuda_name(value)) for name, value in types.items())
+        grid = (blocks,) if isinstance(blocks, int) else blocks
+        words = tuple(np.uint64(0) if argument is None else argument for argument in args)
+        _kernel(source, names, kernel)(grid, (threads,), words)
+
+    def start_reading(self, x: Array) -> Reading:
+        target = pinned_like(x)
+        x.get(stream=self.stream, out=target, blocking=False)  # type: ignore[attr-defined]
+        event = cupy.cuda.Event(block=True, disable_timing=True)
+        event.record(self.stream)
+        return _Reading(target, event, x)
+
+
+class _Reading(NamedTuple):
+    target: Array
+    event: Any
+    source: Array  # is not to be freed before it is read
+
+    def done(self) -> bool:
+        return bool(self.event.done)
+
+    def wait(self) -> Array:
+        self.event.synchronize()
+        return self.target
+
+
+def pinned_like(x: Array) -> Array:
+    """Memory of the host, of undefined contents, that copies need not pass through another."""
+    memory = cupy.cuda.alloc_pinned_memory(max(1, x.nbytes))
+    return np.frombuffer(memory, x.dtype, x.size).reshape(x.shape)
+
+
+@cache
+def _kernel(source: str, names: tuple[tuple[str, str], ...], kernel: str) -> Any:
+    return _module(source, names).get_function(kernel)
+
+
+@cache
+def _module(source: str, names: tuple[tuple[str, str], ...]) -> Any:
+    """Compiled by NVRTC for the GPU at hand, or taken from CuPy's cache on disk."""
+    text = kernel_text(source, dict(names))
+    return cupy.RawModule(code=text, options=(f"-I{INCLUDED}", "-std=c++17"))
+
+
+def n_devices() -> int:
+    """GPUs that this process sees; 0 without a driver."""
+    try:
+        return int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return 0
+
+
+def describe(index: int) -> tuple[str, str]:
+    """The name of a GPU, and its place on the bus of its host, which no other GPU has."""
+    name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+    return name, cupy.cuda.runtime.deviceGetPCIBusId(index)
