@@ -7,11 +7,13 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
+from cuda.emulator import needs_emulator
 from cuda.fake_cublas import CUBLASError, FakeCublas
+from cuda.fake_cublaslt import STREAM, cublaslt, seen
 from cuda.numpy_gemm import NumpyGemm
 
 from minitrain.arrays.narrow import compute_type
-from minitrain.ops.cuda.gemm import CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION, GemmEx
+from minitrain.ops.cuda.gemm_ex import CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION, GemmEx
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 FP16, FP32, FP64 = (np.dtype(t) for t in (np.float16, np.float32, np.float64))
@@ -27,10 +29,10 @@ def gemm_ex():
     return GemmEx(FakeCublas(), lambda x: x.ctypes.data)
 
 
-GEMMS = {"numpy": NumpyGemm, "gemmEx": gemm_ex}
+GEMMS = {"numpy": NumpyGemm, "gemmEx": gemm_ex, "cublasLt": cublaslt}
 
 
-@pytest.fixture(params=GEMMS)
+@pytest.fixture(params=["numpy", "gemmEx", pytest.param("cublasLt", marks=needs_emulator)])
 def gemm(request):
     return GEMMS[request.param]()
 
@@ -134,26 +136,31 @@ def test_batches(gemm, batch, transpose_a, transpose_b, types, add):
     check_frame(whole, out)
 
 
-B, T, H, G, K_ = 2, 5, 4, 2, 3  # as in ops/attention.py
-
-
-def heads(x_BTHK):
-    return x_BTHK.transpose(0, 2, 1, 3)
-
-
-def test_batches_of_heads_that_lie_between_positions(gemm):
-    """Scores of attention, of [B, T, H, K] in memory; each key head serves H / G query heads."""
+@pytest.mark.parametrize("types", TYPES, ids=str)
+def test_batches_of_heads_that_lie_between_positions(gemm, types):
+    """Attention's products of [B, T, H, K] in memory, where H / R key heads serve R query heads each."""
+    B, T, G, R, K = 2, 5, 3, 2, 4
     rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((B, T, n, K_)) for n in (H, G, G))
-    q_BGRTK = q.reshape(B, T, G, H // G, K_).transpose(0, 2, 3, 1, 4)
-    k_BGTK, v_BGTK = (heads(x)[:, :, None] for x in (k, v))
-    scores = np.full((B, G, H // G, T, T), np.nan)
-    gemm.batched(q_BGRTK, k_BGTK, scores, transpose_b=True, scale=0.5)
-    np.testing.assert_allclose(scores, 0.5 * np.einsum("bgrtk,bgruk->bgrtu", q_BGRTK, k_BGTK + 0 * q_BGRTK))
-    o = np.full((B, T, H, K_), np.nan)
-    gemm.batched(scores, v_BGTK, o.reshape(B, T, G, H // G, K_).transpose(0, 2, 3, 1, 4))
-    wanted = np.einsum("bgrtu,bgruk->btgrk", scores, v_BGTK + 0 * q_BGRTK).reshape(B, T, H, K_)
-    np.testing.assert_allclose(o, wanted, rtol=1e-13)
+    q, k = (rng.standard_normal((B, T, G, n, K)).astype(types[0]).transpose(0, 2, 3, 1, 4) for n in (R, 1))
+    scores = np.full((B, G, R, T, T), np.nan, types[1])
+    gemm.batched(q, k, scores, transpose_b=True, scale=0.5)
+    wanted, terms = 0.5 * expected(q, k, transpose_b=True), expected(abs(q), abs(k), transpose_b=True)
+    check(scores, wanted, terms)
+    weights = rng.standard_normal((B, G, R, T, T)).astype(types[0])
+    o_BTGRK = np.full((B, T, G, R, K), np.nan, types[1])
+    gemm.batched(weights, k, o_BTGRK.transpose(0, 2, 3, 1, 4))
+    check(o_BTGRK.transpose(0, 2, 3, 1, 4), expected(weights, k), expected(abs(weights), abs(k)))
+
+
+def test_strides_without_a_meaning_are_not_used(gemm):
+    """Of the only row, and of the only matrix."""
+    strided = np.lib.stride_tricks.as_strided
+    a, b = np.arange(3.0), np.arange(12.0).reshape(3, 4)
+    out, outs = np.full((1, 4), np.nan), np.full((2, 1, 4), np.nan)
+    gemm.product(strided(a, (1, 3), (0, 8)), b, out)
+    np.testing.assert_array_equal(out, (a @ b)[None])
+    gemm.batched(strided(a, (1, 1, 3), (8, 8, 8)), strided(b, (1, 3, 4), (1000, 32, 8)), outs)
+    np.testing.assert_array_equal(outs, np.broadcast_to(a @ b, (2, 1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +188,54 @@ def test_sums_are_not_rounded_on_the_way():
     assert library.math_mode == CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 
 
+def aligned(dtype, size, to):
+    """An array whose address is a multiple of `to`, but not of 2 * `to`."""
+    memory = np.zeros(size * np.dtype(dtype).itemsize + 1024, np.uint8)
+    start = (-memory.ctypes.data) % 512 + to
+    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+@needs_emulator
+def test_cublaslt_chooses_an_algorithm_once_for_a_problem():
+    gemm, before = cublaslt(), seen("heuristics")
+    a, a2, b, out = (aligned(np.float32, 16, 16).reshape(4, 4) for _ in range(4))
+
+    def chosen(*arrays, **how):
+        gemm.product(*arrays, **how)
+        return seen("heuristics") - before
+
+    assert chosen(a, b, out) == chosen(a, b, out) == chosen(a2, b, out, add=True) == 1
+    assert chosen(a, b, out, transpose_b=True) == 2
+    assert chosen(a, b, out, bias=np.ones(4, np.float32)) == 3
+    assert seen("stream") == STREAM
+    assert seen("preferences") == 0
+    assert seen("schemes") == 2  # sums of parts in the type of the sums, and no others
+
+
+@needs_emulator
+def test_cublaslt_is_told_how_arrays_are_aligned():
+    """An algorithm for one alignment is not used for another; nor is a bias for another."""
+    gemm = cublaslt()
+    for to_a, to_b, to_out, to_bias in [(256, 256, 256, 256), (2, 64, 4, 16), (128, 2, 8, 2), (256, 4, 2, 4)]:
+        a, b = aligned(BF16, 12, to_a).reshape(3, 4), aligned(BF16, 8, to_b).reshape(2, 4)
+        out = aligned(BF16, 6, to_out).reshape(3, 2)
+        a[...], b[...] = to_a, 0.5
+        for value in (1, 2):
+            bias = aligned(BF16, 2, to_bias)
+            bias[...] = value * to_bias
+            gemm.product(a, b, out, transpose_b=True, bias=bias)
+            np.testing.assert_array_equal(out, np.full((3, 2), BF16.type(2 * to_a + value * to_bias)))
+
+
+@needs_emulator
+def test_a_status_of_cublaslt_says_which_call_and_what():
+    gemm = cublaslt()
+    a, b, out = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
+    gemm._handle = 1
+    with pytest.raises(RuntimeError, match="Heuristic: CUBLAS_STATUS_NOT_INITIALIZED"):
+        gemm.product(a, b, out)
+
+
 def test_what_cannot_be_multiplied_is_refused(gemm):
     a, b, out = np.ones((2, 3)), np.ones((3, 4)), np.ones((2, 4))
     wrong = [
@@ -190,6 +245,7 @@ def test_what_cannot_be_multiplied_is_refused(gemm):
         (a, b.astype(np.float32), out, {}),
         (a, b, out.astype(np.float32), {}),
         (np.asfortranarray(a), b, out, {}),
+        (np.ones((2, 6))[:, ::2], b, out, {}),
         (a, b, np.asfortranarray(out), {}),
         (a, b, out, {"bias": np.ones(3)}),
         (a, b, out, {"bias": np.ones(4, np.float32)}),

@@ -1,37 +1,34 @@
-"""Matrix products on a GPU: one small interface, and its first implementation, by cuBLAS's `GemmEx`.
+"""Matrix products on a GPU: one small interface, and what its implementations, gemm_ex.py and cublaslt.py,
+have in common.
 
-Arrays are row-major, the library reads memory column by column. The memory of a row-major X [R, C] whose
-rows are `ld` elements apart is to the library the matrix X^T [C, R] with leading dimension `ld`. And
+Arrays are row-major, NVIDIA's libraries read memory column by column. The memory of a row-major X [R, C],
+whose rows are `ld` elements apart, is to them the matrix X^T [C, R] with leading dimension `ld`. And
 
     out = op(a) op(b)     <=>     out^T = op(b)^T op(a)^T
 
-so the library is asked for an N x M product of b's memory by a's, in this order, each with the transposition
+so a library is asked for an N x M product of b's memory by a's, in this order, each with the transposition
 that was asked for: b's memory is b^T to it, hence CUBLAS_OP_N where op(b) = b, and CUBLAS_OP_T where
 op(b) = b^T. Nothing is copied, and a view of rows or of columns of a larger array is as good as a whole one.
 
 Shapes: M rows and N columns of `out`, K terms in each of its sums.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
-from minitrain.ops.cuda.gemm_layout import layout, sizes
 
 # cudaDataType_t: CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF
 CUDA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 # cublasComputeType_t, by the type of the sums: CUBLAS_COMPUTE_32F (which is not TF32), CUBLAS_COMPUTE_64F
 COMPUTE_TYPE = {"float32": 68, "float64": 70}
-CUBLAS_GEMM_DEFAULT = -1  # cublasGemmAlgo_t: the library's choice, tensor cores included
-# cublasMath_t. Without it the parts of a long sum may be rounded to 16 bits before they are added up.
-CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16
 
 
-class Gemm(Protocol):
+class Gemm(ABC):
     """Products of matrices. The elements of a row are neighbours; rows, and matrices, may lie apart.
 
     a and b have one type; `out` has it too, or that of the sums: fp32 for 16 bits, else the type itself.
@@ -50,7 +47,15 @@ class Gemm(Protocol):
         add: bool = False,
         bias: Array | None = None,
     ) -> None:
-        """out_MN = op(a)_MK op(b)_KN; with `add`, out_MN + that; with a bias, bias_N + that."""
+        """out_MN = op(a)_MK op(b)_KN; with `add`, out_MN + that; with a bias of out's type, bias_N + that."""
+        assert out.ndim == 2
+        if bias is not None:
+            assert not add and bias.dtype == out.dtype and bias.shape == out.shape[1:]
+            assert bias.flags.c_contiguous
+        if is_product(a, b, out, transpose_a, transpose_b):
+            self._multiply(a, b, out, transpose_a, transpose_b, add, 1.0, bias)
+        elif not add:
+            out[...] = 0 if bias is None else bias
 
     def batched(
         self,
@@ -68,101 +73,38 @@ class Gemm(Protocol):
         The leading dimensions of a and b are those of `out`, or 1 where one matrix serves all of `out`. The
         longest run of matrices at equal distances is one call of the library, others repeat it.
         """
+        if is_product(a, b, out, transpose_a, transpose_b):
+            self._multiply(a, b, out, transpose_a, transpose_b, add, scale, None)
+        elif not add:
+            out[...] = 0
 
-
-class GemmEx:
-    """By `cublasGemmEx` and `cublasGemmStridedBatchedEx`.
-
-    With a handle of its own, for the device that is current when it is made: CuPy's keeps its settings.
-    `cublas` is CuPy's module of that name, which puts every call on CuPy's current stream; `address` tells
-    where an array's data are.
-    """
-
-    def __init__(self, cublas: Any, address: Callable[[Any], int]) -> None:
-        self._cublas, self._address = cublas, address
-        self._handle = cublas.create()
-        cublas.setMathMode(self._handle, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)
-
-    @classmethod
-    def of_cupy(cls) -> "GemmEx":
-        """Raises ImportError where CuPy or cuBLAS is missing."""
-        from cupy_backends.cuda.libs import cublas
-
-        return cls(cublas, lambda x: int(x.data.ptr))
-
-    def product(
-        self,
-        a: Array,
-        b: Array,
-        out: Array,
-        *,
-        transpose_a: bool = False,
-        transpose_b: bool = False,
-        add: bool = False,
-        bias: Array | None = None,
-    ) -> None:
-        """See `Gemm`."""
-        assert a.ndim == 2
-        if bias is not None:
-            assert not add and bias.dtype == out.dtype and bias.shape == out.shape[1:]
-            out[...] = bias  # the product is then added to it
-        self._multiply(a, b, out, transpose_a, transpose_b, add or bias is not None, 1.0)
-
-    def batched(
-        self,
-        a: Array,
-        b: Array,
-        out: Array,
-        *,
-        transpose_a: bool = False,
-        transpose_b: bool = False,
-        add: bool = False,
-        scale: float = 1.0,
-    ) -> None:
-        """See `Gemm`."""
-        self._multiply(a, b, out, transpose_a, transpose_b, add, scale)
-
+    @abstractmethod
     def _multiply(
-        self, a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool, add: bool, scale: float
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        transpose_a: bool,
+        transpose_b: bool,
+        add: bool,
+        scale: float,
+        bias: Array | None,
     ) -> None:
-        M, N, K = sizes(a, b, out, transpose_a, transpose_b)
-        sums = type_of_sums(a, b, out)
-        if is_trivial(out, K, add):
-            return
-        at = layout(a, b, out)
-        alpha, beta = host_scalar(scale, sums), host_scalar(float(add), sums)
-        type_ab, type_out = CUDA_TYPE[a.dtype.name], CUDA_TYPE[out.dtype.name]
-        problem = self._handle, int(transpose_b), int(transpose_a), N, M, K
-        how = COMPUTE_TYPE[sums], CUBLAS_GEMM_DEFAULT
-        for start_a, start_b, start_out in at.starts:
-            a_is = self._address(a) + start_a * a.itemsize, type_ab, at.ld_a
-            b_is = self._address(b) + start_b * b.itemsize, type_ab, at.ld_b
-            out_is = self._address(out) + start_out * out.itemsize, type_out, at.ld_out
-            if at.n_matrices == 1:
-                self._cublas.gemmEx(*problem, alpha.address, *b_is, *a_is, beta.address, *out_is, *how)
-            else:
-                self._cublas.gemmStridedBatchedEx(
-                    *(*problem, alpha.address, *b_is, at.stride_b, *a_is, at.stride_a),
-                    *(beta.address, *out_is, at.stride_out, at.n_matrices, *how),
-                )
+        """Of arrays that are not empty."""
 
 
-def type_of_sums(a: Array, b: Array, out: Array) -> str:
-    """The name of the type in which products are added up. The library has no other combinations."""
-    sums = compute_type(a.dtype)
-    assert a.dtype == b.dtype and out.dtype in (a.dtype, sums), (a.dtype, b.dtype, out.dtype)
-    return sums.name
-
-
-def is_trivial(out: Array, K: int, add: bool) -> bool:
-    """Whether there is nothing to multiply, which the library refuses. Then `out` is as it should be."""
-    if K == 0 and not add:
-        out[...] = 0
-    return out.size == 0 or K == 0
+def is_product(a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool) -> bool:
+    """False where nothing is to be multiplied, which the libraries refuse. What cannot be is an error."""
+    M, K = a.shape[-2:] if not transpose_a else a.shape[:-3:-1]
+    K_b, N = b.shape[-2:] if not transpose_b else b.shape[:-3:-1]
+    assert a.ndim == b.ndim == out.ndim, (a.shape, b.shape, out.shape)
+    assert K == K_b and out.shape[-2:] == (M, N), (a.shape, b.shape, out.shape)
+    assert a.dtype == b.dtype and out.dtype in (a.dtype, compute_type(a.dtype)), (a.dtype, b.dtype, out.dtype)
+    return out.size > 0 and K > 0
 
 
 class HostScalar(NamedTuple):
-    """A number in the host's memory, where the library reads it before the call returns."""
+    """A number in the host's memory, where a library reads it before the call returns."""
 
     value: Array
     address: int

@@ -1,7 +1,5 @@
-"""How the operands of a matrix product lie in memory, in the terms of a BLAS: sizes, leading dimensions, and
-for stacks of matrices the distances between them. All in elements.
-
-Shapes: M rows and N columns of `out`, K terms in each of its sums.
+"""How the operands of a matrix product lie in memory, in the terms of a BLAS: leading dimensions, and for
+stacks of matrices the distances between them. All in elements.
 """
 
 from collections.abc import Iterator
@@ -11,14 +9,6 @@ from typing import NamedTuple
 from minitrain.arrays.types import Array
 
 Offsets = tuple[int, int, int]  # of a, b and out
-
-
-def sizes(a: Array, b: Array, out: Array, transpose_a: bool, transpose_b: bool) -> tuple[int, int, int]:
-    """(M, N, K) of out[..., M, N] = op(a[..., :, :]) op(b[..., :, :])."""
-    M, K = a.shape[-2:] if not transpose_a else a.shape[:-3:-1]
-    K_b, N = b.shape[-2:] if not transpose_b else b.shape[:-3:-1]
-    assert K == K_b and out.shape[-2:] == (M, N), (a.shape, b.shape, out.shape)
-    return M, N, K
 
 
 class Layout(NamedTuple):
@@ -35,7 +25,7 @@ class Layout(NamedTuple):
 
 
 def layout(a: Array, b: Array, out: Array) -> Layout:
-    """Of arrays that are not empty: strides of others mean nothing."""
+    """Of out[..., :, :] = op(a[..., :, :]) op(b[..., :, :]). Strides of empty arrays mean nothing."""
     n_matrices, strides, starts = _calls(a, b, out)
     distances = leading_dimension(a), leading_dimension(b), leading_dimension(out)
     return Layout(*distances, n_matrices, *strides, starts)
@@ -46,7 +36,7 @@ def leading_dimension(x: Array) -> int:
     n_rows, n_columns = x.shape[-2:]
     assert n_columns == 1 or x.strides[-1] == x.itemsize, "rows are not contiguous"
     if n_rows == 1:
-        return n_columns  # any distance: there is no second row
+        return int(n_columns)  # any distance: there is no second row
     ld: int = x.strides[-2] // x.itemsize
     assert ld >= n_columns, "rows overlap"
     return ld
@@ -76,7 +66,6 @@ def _calls(a: Array, b: Array, out: Array) -> tuple[int, Offsets, tuple[Offsets,
 
 def _leading_dims(a: Array, b: Array, out: Array) -> Iterator[tuple[int, Offsets]]:
     """Length and strides of each dimension before the matrix; stride 0 where one matrix serves all of out."""
-    assert a.ndim == b.ndim == out.ndim
     for dim, n in enumerate(out.shape[:-2]):
         assert {a.shape[dim], b.shape[dim]} <= {1, n}, (a.shape, b.shape, out.shape)
         at_a, at_b, at_out = (0 if x.shape[dim] == 1 else x.strides[dim] // x.itemsize for x in (a, b, out))

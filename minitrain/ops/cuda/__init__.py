@@ -1,0 +1,25 @@
+"""The operations of the model as kernels: each has the name and the meaning of its reference in `ops`."""
+
+from functools import partial
+from types import ModuleType
+
+from minitrain.arrays.device import Gpu
+from minitrain.ops.cuda import embedding, linear, mlp, norm, rope
+from minitrain.ops.table import Ops
+
+KERNELS: dict[ModuleType, tuple[str, ...]] = {
+    embedding: ("embedding_forward", "embedding_backward"),
+    linear: ("linear_forward", "linear_wide", "linear_backward", "bias_backward"),
+    mlp: ("swiglu_forward", "swiglu_backward", "gelu_forward", "gelu_backward"),
+    norm: ("rms_norm_forward", "rms_norm_backward", "layer_norm_forward", "layer_norm_backward"),
+    rope: ("rope_forward", "rope_backward"),
+}
+
+
+class CudaOps(Ops):
+    """The kernels on one device; what has none is the reference, on CuPy's arrays."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        for module, names in KERNELS.items():
+            for name in names:
+                setattr(self, name, partial(getattr(module, name), gpu))
