@@ -1,5 +1,5 @@
-// Sums of columns, for the gradient of a bias: first within bands of rows, then over the bands. A block takes 32
-// columns, a lane each; its warps share the rows. The order of every sum is fixed.
+// Sums of columns, for the gradient of a bias: first within bands of rows, then over the bands. A block takes
+// 32 columns, a lane each; its warps share the rows. The order of every sum is fixed.
 //
 // types: T = double | float | __half | __nv_bfloat16; G = T
 // types: T = __half | __nv_bfloat16; G = float
