@@ -1,4 +1,4 @@
-"""The GPU of this rank, by CuPy: the one file that imports it, but for comm/nccl.py, which takes NCCL of it.
+"""The GPU of this rank, by CuPy. It is imported here, in comm/nccl.py for NCCL, and in ops/cuda for cuBLAS.
 
 CuPy allocates, compiles kernels, keeps the stream and the events. What is computed is ours and cuBLAS's.
 """
@@ -35,6 +35,20 @@ class CupyDevice:
     def synchronize(self) -> None:
         self.stream.synchronize()
 
+    def pinned(self, size: int, dtype: DType) -> Array:
+        """A vector in page-locked memory of the host, of undefined contents."""
+        return np.frombuffer(cupy.cuda.alloc_pinned_memory(size * dtype.itemsize), dtype, size)
+
+    def copy_to_host(self, source: Array, target: Array) -> None:
+        """Starts to copy a device array into a pinned one."""
+        memory: Any = source.data
+        memory.copy_to_host_async(target.ctypes.data, source.nbytes, self.stream)
+
+    def copy_to_device(self, source: Array, target: Array) -> None:
+        """Starts to copy a pinned array into a device array."""
+        memory: Any = target.data
+        memory.copy_from_host_async(source.ctypes.data, source.nbytes, self.stream)
+
     def launch(
         self,
         source: str,
@@ -50,8 +64,8 @@ class CupyDevice:
         _kernel(source, names, kernel)(grid, (threads,), words)
 
     def start_reading(self, x: Array) -> Reading:
-        target = pinned_like(x)
-        x.get(stream=self.stream, out=target, blocking=False)  # type: ignore[attr-defined]
+        target = self.pinned(x.size, x.dtype)
+        self.copy_to_host(x, target)
         event = cupy.cuda.Event(block=True, disable_timing=True)
         event.record(self.stream)
         return _Reading(target, event, x)
@@ -68,12 +82,6 @@ class _Reading(NamedTuple):
     def wait(self) -> Array:
         self.event.synchronize()
         return self.target
-
-
-def pinned_like(x: Array) -> Array:
-    """Memory of the host, of undefined contents, that copies need not pass through another."""
-    memory = cupy.cuda.alloc_pinned_memory(max(1, x.nbytes))
-    return np.frombuffer(memory, x.dtype, x.size).reshape(x.shape)
 
 
 @cache

@@ -6,7 +6,8 @@ InternalError, which says what each of them was about to do.
 
     before a collective   an all-reduce of two integers: the maximum of a fingerprint h, and of ~h. They are
                           each other's complement exactly if all fingerprints are equal
-    before a message      a header of fixed length, which the receiver compares with what it expects
+    before a message      a header of fixed length, which the receiver compares with what it expects; of a
+                          device array after it
 
 A rank that leaves a collective out is seen at its next one over the same group, if that is a different one;
 otherwise the others wait for it, which is the watchdog's to see.
@@ -67,11 +68,14 @@ class CheckedComm:
         header, where = self._header(buffer, self.rank, to)
         if not buffer.flags.c_contiguous:
             raise InternalError("a message is not C-contiguous", where, REMEDY)
-        return _Both(self._inner.start_send(header, to), self._inner.start_send(buffer, to))
+        first, second = (header, buffer) if isinstance(buffer, np.ndarray) else (buffer, header)
+        return _Both(self._inner.start_send(first, to), self._inner.start_send(second, to))
 
     def recv(self, buffer: Array, source: int) -> None:
         expected, where = self._header(buffer, source, self.rank)
-        header = np.empty_like(expected)
+        header, on_device = np.empty_like(expected), not isinstance(buffer, np.ndarray)
+        if on_device:  # the header's sender may wait for what this rank holds back until here (nccl.py)
+            self._inner.recv(buffer, source)
         self._inner.recv(header, source)
         if not np.array_equal(header, expected):
             us, them = self.members[self.rank], self.members[source]
@@ -79,7 +83,8 @@ class CheckedComm:
             raise InternalError(what, where, REMEDY)
         if not buffer.flags.c_contiguous:
             raise InternalError("a buffer for a message is not C-contiguous", where, REMEDY)
-        self._inner.recv(buffer, source)
+        if not on_device:
+            self._inner.recv(buffer, source)
 
     def barrier(self) -> None:
         self._compare("barrier")
@@ -137,14 +142,14 @@ class _CheckedCart:
 
 
 class _Both:
-    """A header and its message, both on their way."""
+    """A header and its message, both on their way, in the order in which they are received."""
 
-    def __init__(self, header: Handle, message: Handle) -> None:
-        self._header, self._message = header, message
+    def __init__(self, first: Handle, second: Handle) -> None:
+        self._first, self._second = first, second
 
     def wait(self) -> None:
-        self._header.wait()
-        self._message.wait()
+        self._first.wait()
+        self._second.wait()
 
 
 def _fault(whole: Array, size: int, shard: Array | None) -> str:

@@ -42,6 +42,12 @@ def world(synchronous_sends: bool = False) -> "MpiComm":
     return MpiComm(MPI.COMM_WORLD, "world", synchronous_sends)
 
 
+def takes_device_buffers() -> bool:
+    """Whether MPI says that it takes arrays of CUDA devices (MPI 4.1, mpi_memory_alloc_kinds)."""
+    kinds = MPI.COMM_WORLD.Get_info().get("mpi_memory_alloc_kinds") or ""
+    return any(kind.partition(":")[0] == "cuda" for kind in kinds.split(","))
+
+
 class MpiComm:
     """One rank of an MPI communicator."""
 

@@ -20,7 +20,9 @@ from comm.fake_device import Address, DeviceArray, LateDevice, OnDevice, device_
 from comm.fake_nccl import Communicator, FakeNccl, NcclError, StandstillError
 from layouts import GPT2, LLAMA, LLAMA_TIED, assemble, assert_same, rank_run, run_layout, tiny
 
+from minitrain.comm.checked import checked
 from minitrain.comm.device import DeviceWorld
+from minitrain.comm.interface import Comm
 from minitrain.comm.nccl import TYPES, Nccl, NcclTransport, load, pointer
 from minitrain.comm.threads import ThreadComm, run_threads
 from minitrain.config import Config
@@ -40,12 +42,18 @@ def over(fake: FakeNccl, world: ThreadComm) -> tuple[DeviceWorld, Nccl, LateDevi
     return DeviceWorld(world, nccl.connect), nccl, device
 
 
-def play(schedule: Schedule, n_stages: int, n_micro: int, fake: FakeNccl) -> None:
+def plain(comm: Comm) -> Comm:
+    return comm
+
+
+def play(
+    schedule: Schedule, n_stages: int, n_micro: int, fake: FakeNccl, wrap: Callable[[Comm], Comm] = plain
+) -> None:
     """The messages of a step as `step.backpropagate` makes them, each of which says what it is."""
 
     def rank_main(world: ThreadComm) -> None:
         comm, _, device = over(fake, world)
-        pp = OnDevice(comm, device)
+        pp = OnDevice(wrap(comm), device)
         stage, outbox = pp.rank, Outbox(pp)
 
         def expect(source: int, micro: int, what: int) -> None:
@@ -72,10 +80,12 @@ def play(schedule: Schedule, n_stages: int, n_micro: int, fake: FakeNccl) -> Non
 
 
 @pytest.mark.parametrize("n_stages", range(1, 6))
+@pytest.mark.parametrize("wrap", [plain, checked])
 @pytest.mark.parametrize("name", PIPELINES)
-def test_no_pipeline_stands_still(name: str, n_stages: int) -> None:
+def test_no_pipeline_stands_still(name: str, wrap: Callable[[Comm], Comm], n_stages: int) -> None:
+    """Nor if the host sends a header with every message."""
     for n_micro in range(1, 10):
-        play(PIPELINES[name], n_stages, n_micro, FakeNccl())
+        play(PIPELINES[name], n_stages, n_micro, FakeNccl(), wrap)
 
 
 def issued_at_once(self: NcclTransport, buffer: Any, to: int) -> Any:
@@ -352,7 +362,7 @@ def test_training_computes_the_same_as_on_one_rank(config: Config) -> None:
 
     def rank_main(world: ThreadComm) -> Any:
         comm, _, device = over(fake, world)
-        return rank_run(OnDevice(comm, device), config, 3, compared=True)
+        return rank_run(OnDevice(checked(comm), device), config, 3, compared=True)
 
     fake, parallel = FakeNccl(), config.parallel
     assert parallel.dp and parallel.tp and parallel.pp
