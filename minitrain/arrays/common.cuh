@@ -119,7 +119,9 @@ template <int N, bool WHOLE> struct Run {
                 Pack<T, W> pack;
 #pragma unroll
                 for (int k = 0; k < W; k++) pack.x[k] = narrow<T>(values[i + k]);
-                *(Pack<T, W>*)(x + first + i) = pack;
+                uint4 word;
+                memcpy(&word, &pack, 16);
+                __stwb((uint4*)(x + first + i), word);  // a plain store is sometimes cut into smaller ones
             }
         } else {
 #pragma unroll

@@ -42,11 +42,23 @@ constexpr int STACK = 256 * 1024;
 
 struct Barrier { int waiting = 0, phase = 0; };
 
+struct Copy {  // into shared memory, of something or of zeros
+    void* to;
+    const void* from;
+    int size;
+    bool zeros;
+    void make() const { if (zeros) memset(to, 0, size); else memcpy(to, from, size); }
+};
+
 struct Fibre {
     ucontext_t first;    // where it begins
     jmp_buf here;        // where it goes on
     std::vector<char> stack = std::vector<char>(STACK);
     bool begun, ended;
+    const Barrier* waits_at;  // this barrier, until its phase changes
+    int waits_in;
+    std::vector<Copy> copies;  // started, not yet made
+    bool late;
 };
 
 static std::vector<Fibre> fibres;
@@ -77,7 +89,11 @@ static void pass(Barrier& barrier, int n_members) {
         barrier.phase++;
         return;
     }
+    Fibre& me = fibres[current];
+    me.waits_at = &barrier;
+    me.waits_in = phase;
     while (barrier.phase == phase) rest();
+    me.waits_at = nullptr;
 }
 static int warp_size() {
     int first = current & ~31;
@@ -115,12 +131,17 @@ static int run(dim3 grid, dim3 block, bool backwards, void (*kernel)(void*), voi
                 blockIdx = {x, y, z};
                 block_barrier = Barrier();
                 warp_barriers.assign((n_fibres + 31) / 32, Barrier());
-                for (int i = 0; i < n_fibres; i++) fibres[i].begun = fibres[i].ended = false;
+                for (int i = 0; i < n_fibres; i++) {
+                    fibres[i].begun = fibres[i].ended = false;
+                    fibres[i].waits_at = nullptr;
+                    fibres[i].copies.clear();
+                }
                 for (int left = n_fibres; left;) {
                     moved = false;
                     for (int k = 0; k < n_fibres; k++) {
                         int i = backwards ? n_fibres - 1 - k : k;
-                        if (fibres[i].ended) continue;
+                        Fibre& fibre = fibres[i];
+                        if (fibre.ended || (fibre.waits_at && fibre.waits_at->phase == fibre.waits_in)) continue;
                         go_on(i);
                         left -= fibres[i].ended;
                     }
@@ -180,6 +201,21 @@ static inline unsigned __ballot_sync(unsigned, int p) {
     return bits;
 }
 
+// Copies that a GPU makes at any time until they are waited for (arrays/tensor_core.cuh): here every second one
+// at once, the others when they are waited for.
+template <int BYTES> static void start_copy(void* shared, const void* global, bool zeros) {
+    cpu::Fibre& me = cpu::fibres[cpu::current];
+    cpu::Copy copy{shared, global, BYTES, zeros};
+    me.late = !me.late;
+    if (me.late) me.copies.push_back(copy);
+    else copy.make();
+}
+static inline void finish_copies() {
+    cpu::Fibre& me = cpu::fibres[cpu::current];
+    for (const cpu::Copy& copy : me.copies) copy.make();
+    me.copies.clear();
+}
+
 template <class V> static V atomicMin(V* p, V v) { V old = *p; if (v < old) *p = v; return old; }
 template <class V> static V atomicMax(V* p, V v) { V old = *p; if (v > old) *p = v; return old; }
 template <class V> static V atomicAdd(V* p, V v) { V old = *p; *p = old + v; return old; }
@@ -194,5 +230,6 @@ static inline long long __double_as_longlong(double x) { long long y; memcpy(&y,
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 template <class V> static V __ldg(const V* p) { return *p; }
+template <class V> static void __stwb(V* p, V v) { *p = v; }
 using std::max;
 using std::min;

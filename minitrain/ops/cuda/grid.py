@@ -7,9 +7,9 @@ THREADS = 256
 MOST_BLOCKS = 32768  # some dozen for every place on a GPU; of more elements each thread takes several runs
 
 
-def blocks(x: Array) -> int:
+def blocks(x: Array, most: int = MOST_BLOCKS) -> int:
     """Of `THREADS` threads, for all elements of x; none if there are none."""
-    return min(-(-x.nbytes // (RUN * THREADS)), MOST_BLOCKS)
+    return min(-(-x.nbytes // (RUN * THREADS)), most)
 
 
 def row_threads(row_bytes: int, most: int = 512) -> int:

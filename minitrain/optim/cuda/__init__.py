@@ -1,0 +1,1 @@
+"""Optimizers and the judgement of a step as CUDA kernels."""
