@@ -202,7 +202,7 @@ struct Step {
 #define STEP Step{verdict, grad, w, copy, n, Chance{key, at, columns, stride, offset}}
 
 // x with the last 16 bits gone, away from zero where these and 16 random ones add up to 2^16 or more: as bf16
-// can hold it. What is not finite stays.
+// can hold it. What is not finite stays: all bits of a GPU's NaN are set, and would carry over.
 __device__ __forceinline__ float cut(float x, unsigned long long bits) {
     unsigned rounded = (__float_as_uint(x) + unsigned(bits & 0xFFFF)) & 0xFFFF0000u;
     return finite_(x) ? __uint_as_float(rounded) : x;
