@@ -21,11 +21,10 @@ from minitrain.comm.agree import agree
 from minitrain.comm.grid import Grid
 from minitrain.errors import NumericsError, Problem
 from minitrain.observe.memory import MemoryMeter
-from minitrain.optim.judge import AnyJudge, Numbers, Verdict
+from minitrain.optim.judge import AnyJudge, Numbers, Verdict, total_loss
 from minitrain.parallel.outbox import Outbox
 from minitrain.parallel.schedule import Kind, Schedule, forward_only
 from minitrain.parallel.stage import Stage, StageSaved
-from minitrain.parallel.sums import total_loss
 from minitrain.parallel.update import Updater
 
 

@@ -13,7 +13,7 @@ from minitrain.comm.single import SingleComm
 from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.data.philox import normal, uniform
 from minitrain.ops.loss import draw
-from minitrain.parallel.sums import total_loss
+from minitrain.optim.judge import total_loss
 from minitrain.parallel.unit import Unit
 from minitrain.resolve import resolve
 from minitrain.step import Trainer, backpropagate

@@ -11,14 +11,13 @@ import cupy
 import numpy as np
 
 from minitrain.arrays.device import Reading
-from minitrain.arrays.kernels import INCLUDED, cuda_name, kernel_text
+from minitrain.arrays.kernels import INCLUDED, cuda_name, kernel_text, options
 from minitrain.arrays.types import Array, DType
 
 
 class CupyDevice:
     """One GPU of this host, which becomes the current one of the process."""
 
-    name = "cupy"
     xp: Any = cupy
 
     def __init__(self, index: int) -> None:
@@ -76,9 +75,6 @@ class _Reading(NamedTuple):
     event: Any
     source: Array  # is not to be freed before it is read
 
-    def done(self) -> bool:
-        return bool(self.event.done)
-
     def wait(self) -> Array:
         self.event.synchronize()
         return self.target
@@ -93,7 +89,7 @@ def _kernel(source: str, names: tuple[tuple[str, str], ...], kernel: str) -> Any
 def _module(source: str, names: tuple[tuple[str, str], ...]) -> Any:
     """Compiled by NVRTC for the GPU at hand, or taken from CuPy's cache on disk."""
     text = kernel_text(source, dict(names))
-    return cupy.RawModule(code=text, options=(f"-I{INCLUDED}", "-std=c++17"))
+    return cupy.RawModule(code=text, options=(f"-I{INCLUDED}", "-std=c++17", *options(text)))
 
 
 def n_devices() -> int:

@@ -15,14 +15,10 @@ from minitrain.arrays.types import Array, DType
 class Device(Protocol):
     """A place for arrays. `xp` is the module that makes them and computes with them, NumPy or CuPy."""
 
-    name: str
     xp: Any
 
     def to_device(self, x: Array) -> Array:
         """The host's array in the memory of the device: a copy, or `x` itself where there is one memory."""
-
-    def synchronize(self) -> None:
-        """Returns when all that was started has been done."""
 
 
 @runtime_checkable
@@ -30,6 +26,9 @@ class Gpu(Device, Protocol):
     """A device that works by itself, at its own time: what is started on it is done in order, later."""
 
     gemm: Any  # a Gemm (ops/cuda/gemm.py)
+
+    def synchronize(self) -> None:
+        """Returns when all that was started has been done."""
 
     def launch(
         self,
@@ -53,8 +52,6 @@ class Gpu(Device, Protocol):
 class Reading(Protocol):
     """A copy to the host that is under way."""
 
-    def done(self) -> bool: ...
-
     def wait(self) -> Array:
         """The host's array."""
 
@@ -62,14 +59,10 @@ class Reading(Protocol):
 class NumpyDevice:
     """The host itself."""
 
-    name = "numpy"
     xp: Any = np
 
     def to_device(self, x: Array) -> Array:
         return x
-
-    def synchronize(self) -> None:
-        pass
 
 
 HOST = NumpyDevice()

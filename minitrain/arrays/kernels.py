@@ -4,6 +4,7 @@ The names are types and constants, not macros: the compiler's own headers have `
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,13 @@ def cuda_name(value: DType | int) -> str:
 def kernel_text(source: str, names: Mapping[str, str]) -> str:
     """`source` is a path below the package; `names` what to call what: {"T": "double"}."""
     return preamble(names, source) + (PACKAGE / source).read_text()
+
+
+def options(text: str) -> tuple[str, ...]:
+    """What a source asks of the compiler. `// no fma`: that it makes no product and sum to one operation, so
+    that every element of a vector is rounded alike, wherever it lies, and as NumPy does.
+    """
+    return ("-fmad=false",) if re.search(r"^// no fma$", text, re.MULTILINE) else ()
 
 
 def preamble(names: Mapping[str, str], source: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitrain.arrays.narrow import narrow
 from minitrain.arrays.types import Array
 from minitrain.model.norm import norm_backward, norm_forward
 from minitrain.model.tensor import TensorParallel
@@ -83,8 +82,8 @@ def loss_backward(
     c: HeadContext,
 ) -> Array:
     """dx_SD of scale * sum(nll_N). `saved` is used up."""
-    dlogits_NV = c.ops.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale)
-    dlogits_NV = narrow(dlogits_NV, saved.a_ND.dtype)  # as it enters the products
+    dtype = saved.a_ND.dtype  # as it enters the products
+    dlogits_NV = c.ops.logits_backward(saved.exp_NV, saved.sums_2N, saved.targets_N, c.first_id, scale, dtype)
     da_ND = c.ops.linear_backward(dlogits_NV, saved.a_ND, matrix_VD, dmatrix_VD)
     da_SD = c.tp.enter_backward(da_ND)  # column parallel: a partial sum over this rank's vocabulary
     return norm_backward(c.ops, da_SD, saved.norm, w, g, "head.norm")

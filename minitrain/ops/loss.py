@@ -13,7 +13,8 @@ ignored: its loss and its gradient are zero.
 import numpy as np
 
 from minitrain.arrays.blocks import row_blocks
-from minitrain.arrays.types import Array
+from minitrain.arrays.narrow import narrow
+from minitrain.arrays.types import Array, DType
 
 
 def local_max(logits_NV: Array) -> Array:
@@ -59,18 +60,24 @@ def draw(exp_NV: Array, before_N: Array, limit_N: Array, first_id: int) -> Array
 
 
 def logits_backward(
-    exp_NV: Array, sums_2N: Array, targets_N: Array, first_id: int, scale: float | Array
+    exp_NV: Array,
+    sums_2N: Array,
+    targets_N: Array,
+    first_id: int,
+    scale: float | Array,
+    dtype: DType | None = None,
 ) -> Array:
-    """Forward was nll = log sum_v e^z_v - z_target, so now dz = scale (softmax(z) - onehot(target)).
+    """Forward was nll = log sum_v e^z_v - z_target, so now dz = scale (softmax(z) - onehot(target)), rounded
+    to `dtype`.
 
-    `exp_NV` is overwritten with dz and returned.
+    `exp_NV` is overwritten. If it has that type, or none is given, it is returned.
     """
     factor_N = scale / sums_2N[0]
     factor_N[targets_N < 0] = 0
     exp_NV *= factor_N[:, None]
     here, columns = _held_targets(targets_N, first_id, exp_NV.shape[1])
     exp_NV[here, columns] -= scale
-    return exp_NV
+    return exp_NV if dtype is None else narrow(exp_NV, dtype)
 
 
 def _held_targets(targets_N: Array, first_id: int, n_ids: int) -> tuple[Array, Array]:

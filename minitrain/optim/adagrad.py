@@ -3,6 +3,7 @@
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Elementwise, Hyper, Moments, State
 
 
@@ -27,4 +28,4 @@ def adagrad(eps: float) -> Elementwise:
         w *= 1 - hyper.lr * hyper.decay
         w -= g
 
-    return Elementwise(init, update)
+    return Elementwise(init, update, Kernel("adagrad", (eps,)))

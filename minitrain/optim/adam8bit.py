@@ -2,6 +2,7 @@
 
 from minitrain.arrays.types import Array
 from minitrain.optim.adamw import adamw
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Elementwise, State
 from minitrain.optim.quantised import BLOCK, Quantised
 
@@ -16,6 +17,8 @@ def adam8bit(betas: tuple[float, float], eps: float) -> Elementwise:
     """
 
     def init(param: Array) -> State:
-        return {"m": Quantised(param.size, signed=True), "v": Quantised(param.size, signed=False)}
+        m, v = (Quantised(param.size, signed, like=param) for signed in (True, False))
+        return {"m": m, "v": v}
 
-    return Elementwise(init, adamw(betas, eps).update, align=BLOCK)
+    kernel = Kernel("adam8bit", (*betas, eps))
+    return Elementwise(init, adamw(betas, eps).update, kernel, align=BLOCK)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Elementwise, Hyper, Moments, State
 
 
@@ -41,4 +42,4 @@ def adamw(betas: tuple[float, float], eps: float) -> Elementwise:
         w *= 1 - hyper.lr * hyper.decay
         w -= step
 
-    return Elementwise(init, update)
+    return Elementwise(init, update, Kernel("adamw", (b1, b2, eps)))

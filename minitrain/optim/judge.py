@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from minitrain.arrays.device import on_host
 from minitrain.arrays.types import Array
 from minitrain.optim.clip import clip_scale
 from minitrain.optim.loss_scale import LossScale
@@ -49,6 +50,40 @@ class Kept(NamedTuple):
     tolerated: int
 
 
+class AnyJudge(Protocol):
+    """That of the host or of a GPU. A verdict goes back to the judge that began it."""
+
+    @property
+    def scale(self) -> Any:
+        """What the loss, and with it every gradient, is multiplied by: a number, or fp64 [1] on a GPU."""
+
+    def look(self, losses: Array, square: Array) -> Any: ...
+
+    def decide(self, verdict: Any) -> None: ...
+
+    def kept(self) -> Kept: ...
+
+    def restore(self, kept: Kept) -> None: ...
+
+
+class HostVerdict:
+    """Is decided as soon as the ranks agree."""
+
+    def __init__(self, loss: float, norm: float, scale: float, number: int) -> None:
+        self.loss, self.norm, self.scale, self.number = loss, norm, scale, number
+        self.rejected = np.array([not (math.isfinite(loss) and math.isfinite(norm))], np.int64)
+        self.decided: Numbers | None = None
+
+    def numbers(self) -> Numbers:
+        assert self.decided, "the ranks have not agreed yet"
+        return self.decided
+
+
+def total_loss(losses: Array) -> float:
+    """One after the other: zeros, as of a validation's padding, change nothing wherever they are."""
+    return float(np.cumsum(on_host(losses))[-1])
+
+
 class Judge:
     """On the host."""
 
@@ -61,12 +96,12 @@ class Judge:
         """What the loss, and with it every gradient, is multiplied by."""
         return self.loss_scale.scale if self.loss_scale else 1.0
 
-    def look(self, losses: Array, square: Array) -> "HostVerdict":
+    def look(self, losses: Array, square: Array) -> HostVerdict:
         """fp64: what micro-batches add to the mean loss, one after another; the gradient's square [1]."""
-        loss, norm = float(np.cumsum(losses)[-1]), math.sqrt(square[0]) / self.scale
+        loss, norm = total_loss(losses), math.sqrt(square[0]) / self.scale
         return HostVerdict(loss, norm, self.scale, self.updates + 1)
 
-    def decide(self, verdict: "HostVerdict") -> None:
+    def decide(self, verdict: HostVerdict) -> None:
         """Collects what `look` began. Every rank decides alike."""
         accepted, may_overflow = not verdict.rejected[0], False
         if self.loss_scale:
@@ -89,28 +124,3 @@ class Judge:
         self.updates, scale = kept.updates, self.loss_scale
         if scale:
             scale.scale, scale.good_steps, scale.tolerated = kept.scale, kept.good_steps, kept.tolerated
-
-
-class AnyJudge(Protocol):
-    @property
-    def scale(self) -> Any:
-        """What the loss, and with it every gradient, is multiplied by: a number, or fp64 [1] on a GPU."""
-
-    def look(self, losses: Array, square: Array) -> Any: ...
-
-    def decide(self, verdict: Any) -> None: ...
-
-    def kept(self) -> Kept: ...
-
-    def restore(self, kept: Kept) -> None: ...
-
-
-class HostVerdict:
-    def __init__(self, loss: float, norm: float, scale: float, number: int) -> None:
-        self.loss, self.norm, self.scale, self.number = loss, norm, scale, number
-        self.rejected = np.array([not (math.isfinite(loss) and math.isfinite(norm))], np.int64)
-        self.decided: Numbers | None = None
-
-    def numbers(self) -> Numbers:
-        assert self.decided, "the ranks have not agreed yet"
-        return self.decided

@@ -3,6 +3,7 @@
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Elementwise, Hyper, Moments, State
 
 
@@ -32,4 +33,4 @@ def lion(betas: tuple[float, float]) -> Elementwise:
         g *= 1 - b2
         m += g
 
-    return Elementwise(init, update)
+    return Elementwise(init, update, Kernel("lion", betas))

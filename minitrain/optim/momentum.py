@@ -3,6 +3,7 @@
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Elementwise, Hyper, Moments, State
 
 
@@ -24,7 +25,7 @@ def momentum(beta: float, classical: bool) -> Elementwise:
         w *= 1 - hyper.lr * hyper.decay
         w -= np.multiply(m, hyper.lr, out=g)
 
-    return Elementwise(_init, update)
+    return Elementwise(_init, update, Kernel("momentum", (beta, gain)))
 
 
 def nesterov(beta: float, classical: bool) -> Elementwise:
@@ -46,7 +47,7 @@ def nesterov(beta: float, classical: bool) -> Elementwise:
         w *= 1 - hyper.lr * hyper.decay
         w -= g
 
-    return Elementwise(_init, update)
+    return Elementwise(_init, update, Kernel("nesterov", (beta, gain)))
 
 
 def _init(param: Array) -> State:

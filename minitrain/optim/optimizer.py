@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 
 Curvature = Literal["gauss-newton-bartlett", "hutchinson"]
 Group = Literal["matrix", "vector", "embedding", "head"]
@@ -52,13 +53,14 @@ class Update(Protocol):
 class Elementwise(NamedTuple):
     """An optimizer in which every element is on its own.
 
-    `init` gives the state for a vector of parameters, zero at the start. `align`: tensors and shards begin
-    at multiples of it. `curvature` says which estimate of the Hessian's diagonal `absorb` wants to see now
-    and then: (moments, estimate), in place.
+    `init` gives the state for a vector of parameters, zero at the start. `kernel` does on a GPU what `update`
+    does here. `align`: tensors and shards begin at multiples of it. `curvature` says which estimate of the
+    Hessian's diagonal `absorb` wants to see now and then: (moments, estimate), in place.
     """
 
     init: Callable[[Array], State]
     update: Update
+    kernel: Kernel
     align: int = 1
     curvature: Curvature | None = None
     absorb: Callable[[Moments, Array], None] | None = None

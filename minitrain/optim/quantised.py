@@ -16,6 +16,7 @@ import numpy as np
 from minitrain.arrays.types import Array
 
 BLOCK = 256
+ON_HOST = np.zeros(0)
 
 
 class Quantised:
@@ -25,10 +26,12 @@ class Quantised:
     a tensor does: what is behind it in the block is padding.
     """
 
-    def __init__(self, n: int, signed: bool) -> None:
+    def __init__(self, n: int, signed: bool, like: Array = ON_HOST) -> None:
+        """In the memory of the device that `like` is in."""
+        zero = int(np.searchsorted(MAPS[signed], 0))
         self.signed = signed
-        self.codes = np.full(n, np.searchsorted(MAPS[signed], 0), np.uint8)
-        self.largest = np.zeros(-(-n // BLOCK), np.float32)
+        self.codes: Array = np.full_like(like, zero, dtype=np.uint8, shape=n)
+        self.largest: Array = np.zeros_like(like, dtype=np.float32, shape=-(-n // BLOCK))
 
     @property
     def size(self) -> int:

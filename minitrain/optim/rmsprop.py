@@ -3,6 +3,7 @@
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Elementwise, Hyper, Moments, State
 
 
@@ -30,4 +31,4 @@ def rmsprop(beta: float, eps: float) -> Elementwise:
         w *= 1 - hyper.lr * hyper.decay
         w -= g
 
-    return Elementwise(init, update)
+    return Elementwise(init, update, Kernel("rmsprop", (beta, eps)))

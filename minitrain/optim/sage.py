@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Elementwise, Hyper, Moments, State
 
 
@@ -56,4 +57,4 @@ def sage(betas: tuple[float, float], beta3: float, eps: float) -> Elementwise:
         w -= step
         w *= 1 - hyper.lr * hyper.decay
 
-    return Elementwise(init, update)
+    return Elementwise(init, update, Kernel("sage", (b1, b2, beta3, eps)))

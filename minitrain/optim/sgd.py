@@ -1,6 +1,7 @@
 """Stochastic gradient descent (Robbins & Monro 1951)."""
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Elementwise, Hyper, Moments, State
 
 
@@ -15,4 +16,4 @@ def sgd() -> Elementwise:
         g *= hyper.lr
         w -= g
 
-    return Elementwise(init, update)
+    return Elementwise(init, update, Kernel("sgd"))

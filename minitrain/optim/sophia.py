@@ -3,6 +3,7 @@
 import numpy as np
 
 from minitrain.arrays.types import Array
+from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.optimizer import Curvature, Elementwise, Hyper, Moments, State
 
 
@@ -42,4 +43,5 @@ def sophia(betas: tuple[float, float], eps: float, rho: float, curvature: Curvat
         estimate *= 1 - b2
         h += estimate
 
-    return Elementwise(init, update, curvature=curvature, absorb=absorb)
+    kernel = Kernel("sophia", (b1, b2, eps, rho))
+    return Elementwise(init, update, kernel, curvature=curvature, absorb=absorb)

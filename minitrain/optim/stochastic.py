@@ -21,8 +21,7 @@ def stochastic_rounding(seed: int, count: int, name: str, places: Callable[[slic
     """The rounding of update `count` of tensor `name`; `places` gives the places in the whole tensor (uint64)
     of some of the elements at hand. Each of up to four vectors takes 16 bits of an element's 64.
     """
-    digest = hashlib.sha256(f"{seed}:{count}:{name}".encode()).digest()
-    key = np.uint64(int.from_bytes(digest[:8], "little"))
+    key = np.uint64(rounding_key(seed, count, name))
 
     def rounding(values: dict[str, Array], elements: slice, targets: dict[str, Array]) -> None:
         bits = splitmix64(splitmix64(places(elements)) ^ key)
@@ -31,6 +30,11 @@ def stochastic_rounding(seed: int, count: int, name: str, places: Callable[[slic
             targets[target][...] = round_up_or_down(values[target], chance)
 
     return rounding
+
+
+def rounding_key(seed: int, count: int, name: str) -> int:
+    """Of update `count` of tensor `name`, below 2^64."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{count}:{name}".encode()).digest()[:8], "little")
 
 
 def round_up_or_down(x: Array, chance: Array) -> Array:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minitrain.arrays.blocks import all_finite, row_blocks
-from minitrain.arrays.device import Device
+from minitrain.arrays.device import Device, Gpu
 from minitrain.arrays.narrow import wide
 from minitrain.arrays.types import Array
 
@@ -27,15 +27,18 @@ class VectorOps:
             g = wide(vector[block])
             total[0] += float(np.dot(g, g))
 
+    def squares_of_rows(self, rows_NK: Array) -> Array:
+        """The sum of squares of each row, in fp64. [N]"""
+        sums_N = np.empty(len(rows_NK))
+        for block in row_blocks(len(rows_NK), rows_NK.shape[1] * sums_N.itemsize):
+            g = rows_NK[block].astype(np.float64)
+            sums_N[block] = np.vecdot(g, g)
+        return sums_N
+
 
 def vector_ops(device: Device) -> VectorOps:
-    return VectorOps()
+    if not isinstance(device, Gpu):
+        return VectorOps()
+    from minitrain.optim.cuda.vectors import CudaVectorOps  # it builds on this file
 
-
-def squares_of_rows(rows_NK: Array) -> Array:
-    """The sum of squares of each row, in fp64. [N]"""
-    sums_N = np.empty_like(rows_NK, shape=len(rows_NK), dtype=np.float64)
-    for block in row_blocks(len(rows_NK), rows_NK.shape[1] * sums_N.itemsize):
-        g = rows_NK[block].astype(np.float64)
-        sums_N[block] = np.vecdot(g, g)
-    return sums_N
+    return CudaVectorOps(device)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from minitrain.arrays.device import Device, on_host
+from minitrain.arrays.device import Device
 from minitrain.arrays.fixed_point import digits, value
 from minitrain.arrays.types import Array
 from minitrain.comm.interface import Comm
@@ -32,11 +32,6 @@ class Sums(Protocol):
 
     def square(self, squares: Array) -> Array:
         """The sum of squares, once `squares` are added up over ranks. fp64 [1]"""
-
-
-def total_loss(losses: Array) -> float:
-    """One after the other: zeros, as of a validation's padding, change nothing wherever they are."""
-    return float(np.cumsum(on_host(losses))[-1])
 
 
 class PlainSums:

@@ -32,7 +32,7 @@ from minitrain.arrays.types import Array
 from minitrain.comm.grid import Grid
 from minitrain.model.spec import ParamSpec
 from minitrain.optim.optimizer import State
-from minitrain.optim.vectors import NOWHERE, squares_of_rows, vector_ops
+from minitrain.optim.vectors import NOWHERE, vector_ops
 from minitrain.precision import Precision
 
 Fill = Callable[[ParamSpec, tuple[slice, ...]], Array]
@@ -243,7 +243,9 @@ class Unit:
         """
         runs = [slice(run.start, padded(run.stop, SQUARES_BLOCK)) for run in self.counted]
         blocks = [self.grad_shard[run].reshape(-1, SQUARES_BLOCK) for run in runs]
-        return np.concatenate([np.zeros(0), *(on_host(squares_of_rows(rows)) for rows in blocks)])
+        return np.concatenate(
+            [np.zeros(0), *(on_host(self._memory.vectors.squares_of_rows(rows)) for rows in blocks)]
+        )
 
     def publish(self) -> None:
         """After an update of the master copy: the own part of the parameters, rounded to their type."""

@@ -21,9 +21,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from minitrain.arrays.kernels import INCLUDED, PACKAGE, preamble
+from minitrain.arrays.kernels import INCLUDED, PACKAGE, options, preamble
 
 ARCHITECTURES = ("sm_80", "sm_90")
+HEADERS = ("cuda_bf16.h", "crt/host_defines.h", "nv/target")  # one of each wheel that has some
+FILES = ("lib/libnvrtc.so.13", *(f"include/{header}" for header in HEADERS))
 
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(')
 _PTXAS = re.compile(
@@ -84,7 +86,7 @@ def combinations(text: str) -> list[dict[str, str]]:
 
 def missing() -> str:
     """Why nothing can be compiled here; empty if it can."""
-    return "" if _toolkit() else "needs NVRTC: pip install 'minitrain[kernels]', or scripts/test --parity"
+    return "" if toolkit() else "needs NVRTC: pip install 'minitrain[kernels]', or scripts/test --parity"
 
 
 def compiled(text: str, types: Mapping[str, str], arch: str, name: str = "kernels.cu") -> dict[str, Kernel]:
@@ -92,12 +94,12 @@ def compiled(text: str, types: Mapping[str, str], arch: str, name: str = "kernel
 
     Raises RefusedError for errors, and for warnings.
     """
-    nvrtc, program, toolkit = _nvrtc(), ctypes.c_void_p(), _toolkit()
-    options = [
+    nvrtc, program, wheels = _nvrtc(), ctypes.c_void_p(), toolkit()
+    arguments = [
         *("-std=c++17", "-ftz=true", "--device-as-default-execution-space", f"-arch={arch}"),  # as CuPy
-        *(f"-I{INCLUDED}", f"-I{toolkit}/include", "--ptxas-options=-v"),
+        *(f"-I{INCLUDED}", f"-I{wheels}/include", "--ptxas-options=-v", *options(text)),
     ]
-    code, arguments = (preamble(types, name) + text).encode(), [option.encode() for option in options]
+    code, arguments = (preamble(types, name) + text).encode(), [option.encode() for option in arguments]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), code, name.encode(), 0, None, None)
     try:
         status = nvrtc.nvrtcCompileProgram(
@@ -129,23 +131,23 @@ def _usage(log: str) -> dict[str, Kernel]:
     return found
 
 
-def _toolkit() -> Path | None:
+def toolkit() -> Path | None:
     """Where the wheels of NVIDIA's CUDA 13 put `lib` and `include`."""
     spec = find_spec("nvidia")
     for place in spec.submodule_search_locations or () if spec else ():
-        toolkit = Path(place) / "cu13"
-        if (toolkit / "lib/libnvrtc.so.13").exists() and (toolkit / "include/cuda_bf16.h").exists():
-            return toolkit
+        wheels = Path(place) / "cu13"
+        if all((wheels / file).exists() for file in FILES):
+            return wheels
     return None
 
 
 @cache
 def _nvrtc() -> ctypes.CDLL:
-    toolkit = _toolkit()
-    assert toolkit, missing()
-    for builtins in toolkit.glob("lib/libnvrtc-builtins.so.13.*"):  # before NVRTC looks for it elsewhere
+    wheels = toolkit()
+    assert wheels, missing()
+    for builtins in wheels.glob("lib/libnvrtc-builtins.so.13.*"):  # before NVRTC looks for it elsewhere
         ctypes.CDLL(str(builtins))
-    return ctypes.CDLL(str(toolkit / "lib/libnvrtc.so.13"))
+    return ctypes.CDLL(str(wheels / "lib/libnvrtc.so.13"))
 
 
 def _read(program: ctypes.c_void_p, what: str) -> bytes:

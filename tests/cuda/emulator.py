@@ -11,13 +11,12 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cuda import counts
-from cuda.compiler import kernels
+from cuda.compiler import HEADERS, kernels, toolkit
 from cuda.numpy_gemm import NumpyGemm
 
 from minitrain.arrays.kernels import INCLUDED, PACKAGE, cuda_name, kernel_text
@@ -27,15 +26,11 @@ GUARD = 256  # bytes
 
 
 def headers() -> Path | None:
-    """Where CUDA's own headers are: a wheel's, or those of an installed toolkit."""
-    spec = find_spec("nvidia")
-    places = (
-        [Path(place) / "cu13/include" for place in (spec.submodule_search_locations or ()) if spec]
-        if spec
-        else []
-    )
-    places.append(Path("/usr/local/cuda/include"))
-    return next((place for place in places if (place / "cuda_bf16.h").exists()), None)
+    """Where CUDA's own headers are: in wheels, or in a toolkit of the system."""
+    places = [Path("/usr/local/cuda/include")]
+    if wheels := toolkit():
+        places.insert(0, wheels / "include")
+    return next((place for place in places if all((place / header).exists() for header in HEADERS)), None)
 
 
 def missing() -> str:
@@ -53,7 +48,6 @@ needs_emulator = pytest.mark.skipif(bool(missing()), reason=missing())
 class Emulator:
     """A `Gpu` (minitrain/arrays/device.py) whose arrays are NumPy's."""
 
-    name = "cupy"
     xp = np
 
     def __init__(self) -> None:
@@ -102,9 +96,6 @@ class Emulator:
 class _Read:
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
-
-    def done(self) -> bool:
-        return True
 
     def wait(self) -> np.ndarray:
         return self._values

@@ -8,7 +8,8 @@ from minitrain.ops.cuda.gemm_layout import layout
 
 
 class NumpyGemm(Gemm):
-    def _multiply(self, a, b, out, transpose_a, transpose_b, add, scale, bias):
+    def _multiply(self, product):
+        a, b, out, transpose_a, transpose_b, add, scale, bias = product
         layout(a, b, out)  # refuses what the libraries cannot do
         a, b = a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b
         values = np.matmul(wide(a), wide(b))

@@ -7,7 +7,7 @@ import pytest
 from cuda import compiler, counts
 from cuda.compiler import Kernel, RefusedError, combinations, kernels
 
-from minitrain.arrays.kernels import PACKAGE
+from minitrain.arrays.kernels import PACKAGE, options
 
 SOURCES = compiler.sources()
 REGISTERS = 65536  # of a multiprocessor: a block that needs more cannot be launched
@@ -88,6 +88,10 @@ def test_combinations() -> None:
     assert found("// types: none") == [""]
     with pytest.raises(ValueError, match="no line like"):
         found("// Types that it is for: T = float")
+
+
+def test_a_source_may_refuse_fused_operations() -> None:
+    assert options(GOOD) == () and options(GOOD + "// no fma\n") == ("-fmad=false",)
 
 
 def test_architectures() -> None:

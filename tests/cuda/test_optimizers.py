@@ -12,6 +12,7 @@ import pytest
 from cuda.emulator import Emulator, needs_emulator
 from cuda.numbers import random
 
+from minitrain.arrays.threads import blocks
 from minitrain.model.spec import ParamSpec
 from minitrain.optim.adagrad import adagrad
 from minitrain.optim.adam8bit import adam8bit
@@ -20,7 +21,6 @@ from minitrain.optim.apply import absorb, apply, to_nearest
 from minitrain.optim.cuda import elementwise
 from minitrain.optim.cuda.chance import NEAREST, chance
 from minitrain.optim.cuda.elementwise import Range, Updates, together
-from minitrain.optim.cuda.kernel import Kernel
 from minitrain.optim.lion import lion
 from minitrain.optim.momentum import momentum, nesterov
 from minitrain.optim.optimizer import Elementwise, Hyper, State
@@ -36,19 +36,19 @@ from minitrain.precision import PRECISIONS, Precision
 
 pytestmark = needs_emulator
 B, EPS = (0.9, 0.95), 1e-3
-OPTIMIZERS: dict[str, tuple[Elementwise, Kernel]] = {
-    "sgd": (sgd(), Kernel("sgd")),
-    "momentum": (momentum(0.9, classical=False), Kernel("momentum", (0.9, 1 - 0.9))),
-    "classical": (momentum(0.9, classical=True), Kernel("momentum", (0.9, 1.0))),
-    "nesterov": (nesterov(0.9, classical=False), Kernel("nesterov", (0.9, 1 - 0.9))),
-    "adagrad": (adagrad(EPS), Kernel("adagrad", (EPS,))),
-    "rmsprop": (rmsprop(0.95, EPS), Kernel("rmsprop", (0.95, EPS))),
-    "adamw": (adamw(B, EPS), Kernel("adamw", (*B, EPS))),
-    "radam": (radam(B, EPS), Kernel("radam", (*B, EPS))),
-    "adam8bit": (adam8bit(B, EPS), Kernel("adam8bit", (*B, EPS))),
-    "sage": (sage(B, 0.75, EPS), Kernel("sage", (*B, 0.75, EPS))),
-    "sophia": (sophia(B, EPS, 0.04, "gauss-newton-bartlett"), Kernel("sophia", (*B, EPS, 0.04))),
-    "lion": (lion(B), Kernel("lion", B)),
+OPTIMIZERS: dict[str, Elementwise] = {
+    "sgd": sgd(),
+    "momentum": momentum(0.9, classical=False),
+    "classical": momentum(0.9, classical=True),
+    "nesterov": nesterov(0.9, classical=False),
+    "adagrad": adagrad(EPS),
+    "rmsprop": rmsprop(0.95, EPS),
+    "adamw": adamw(B, EPS),
+    "radam": radam(B, EPS),
+    "adam8bit": adam8bit(B, EPS),
+    "sage": sage(B, 0.75, EPS),
+    "sophia": sophia(B, EPS, 0.04, "gauss-newton-bartlett"),
+    "lion": lion(B),
 }
 TABLE = [PRECISIONS[name] for name in ("fp64", "fp32", "fp16", "bf16", "bf16-pure")]
 by_precision = pytest.mark.parametrize("types", TABLE, ids=["fp64", "fp32", "fp16", "bf16", "bf16-pure"])
@@ -103,7 +103,7 @@ def test_steps_are_the_reference_s(gpu: Emulator, name: str, types: Precision) -
     """On parts of vectors that begin anywhere, with a rate of zero at the seventh step, and gradients of zero
     among others. Other elements stay.
     """
-    (optimizer, kernel), updates = OPTIMIZERS[name], Updates(gpu)
+    optimizer, updates = OPTIMIZERS[name], Updates(gpu)
     for n, start in ((1, 0), (31, 1), (257, 3), (1000, 8), (1003, 0)):
         start = start if optimizer.align == 1 else 256 * start
         where, total = slice(start, start + n), -(-(start + n + 5) // 256) * 256
@@ -114,7 +114,13 @@ def test_steps_are_the_reference_s(gpu: Emulator, name: str, types: Precision) -
             grad[::7] = 0
             given = grad.copy()
             updates.apply(
-                kernel, ours.param, grad, ours.state, Range(where, lr, 0.1), verdict(factor, t), ours.copy
+                optimizer.kernel,
+                ours.param,
+                grad,
+                ours.state,
+                Range(where, lr, 0.1),
+                verdict(factor, t),
+                ours.copy,
             )
             np.testing.assert_array_equal(grad, given)
             apply(optimizer, theirs.param, given, theirs.state, where, Hyper(lr, 0.1, t), factor, to_nearest)
@@ -126,21 +132,23 @@ def test_steps_are_the_reference_s(gpu: Emulator, name: str, types: Precision) -
 @by_precision
 @by_optimizer
 def test_a_rejected_step_changes_no_byte(gpu: Emulator, name: str, types: Precision) -> None:
-    (optimizer, kernel), n = OPTIMIZERS[name], 257
+    optimizer, n = OPTIMIZERS[name], 257
     vectors, grad = Vectors.of(optimizer, types, n), np.full(n, np.nan, types.grad)
     before = vectors.bytes()
     of = Range(slice(0, n), 1e-2, 0.1)
-    Updates(gpu).apply(kernel, vectors.param, grad, vectors.state, of, verdict(0.0, 0, False), vectors.copy)
+    Updates(gpu).apply(
+        optimizer.kernel, vectors.param, grad, vectors.state, of, verdict(0.0, 0, False), vectors.copy
+    )
     assert vectors.bytes() == before
 
 
 @by_optimizer
 def test_no_elements(gpu: Emulator, name: str) -> None:
-    optimizer, kernel = OPTIMIZERS[name]
+    optimizer = OPTIMIZERS[name]
     vectors, grad = Vectors.of(optimizer, PRECISIONS["fp32"], 8), np.ones(8, np.float32)
     before = vectors.bytes()
     Updates(gpu).apply(
-        kernel, vectors.param, grad, vectors.state, Range(slice(0, 0), 1.0, 0.0), verdict(1.0, 1)
+        optimizer.kernel, vectors.param, grad, vectors.state, Range(slice(0, 0), 1.0, 0.0), verdict(1.0, 1)
     )
     assert vectors.bytes() == before
 
@@ -148,11 +156,11 @@ def test_no_elements(gpu: Emulator, name: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "adam8bit"])
 def test_a_thread_has_many_elements(gpu: Emulator, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a vector that needs more blocks than are started, the last ones of it in part."""
-    monkeypatch.setattr(elementwise, "MOST_BLOCKS", 2)
-    (optimizer, kernel), n = OPTIMIZERS[name], 9999
+    monkeypatch.setattr(elementwise, "blocks", lambda n, itemsize: blocks(n, itemsize, most=2))
+    optimizer, n = OPTIMIZERS[name], 9999
     ours, theirs = (Vectors.of(optimizer, PRECISIONS["bf16"], n) for _ in range(2))
     grad, of = random("grad", (n,), np.dtype(np.float32)), Range(slice(0, n), 1e-2, 0.1)
-    Updates(gpu).apply(kernel, ours.param, grad, ours.state, of, verdict(0.5, 1), ours.copy)
+    Updates(gpu).apply(optimizer.kernel, ours.param, grad, ours.state, of, verdict(0.5, 1), ours.copy)
     apply(optimizer, theirs.param, grad, theirs.state, of.where, Hyper(of.lr, of.decay, 1), 0.5)
     assert theirs.copy is not None
     theirs.copy[:] = theirs.param
@@ -181,7 +189,7 @@ HELD = {
 @pytest.mark.parametrize("name", ["sgd", "adamw", "sage", "adam8bit"])
 def test_stochastic_rounding(gpu: Emulator, name: str, which: str) -> None:
     """The same bits for the same values."""
-    (optimizer, kernel), of, types = OPTIMIZERS[name], HELD[which], PRECISIONS["bf16-pure"]
+    optimizer, of, types = OPTIMIZERS[name], HELD[which], PRECISIONS["bf16-pure"]
     if optimizer.align > 1:  # tensors begin with a block
         of = of._replace(where=slice(256, 256 + of.run.stop - of.run.start))
     n = of.where.stop + 3
@@ -192,7 +200,7 @@ def test_stochastic_rounding(gpu: Emulator, name: str, which: str) -> None:
         rounding = stochastic_rounding(5, t, "w", of.places)
         for vectors, how in ((ours, numbers), (nearest, NEAREST)):
             Updates(gpu).apply(
-                kernel, vectors.param, grad, vectors.state, elements, verdict(0.5, t), None, how
+                optimizer.kernel, vectors.param, grad, vectors.state, elements, verdict(0.5, t), None, how
             )
         apply(optimizer, theirs.param, grad, theirs.state, of.where, Hyper(1e-2, 0.1, t), 0.5, rounding)
         assert_same(ours, theirs)
@@ -201,7 +209,7 @@ def test_stochastic_rounding(gpu: Emulator, name: str, which: str) -> None:
 
 def test_what_is_not_finite_stays(gpu: Emulator) -> None:
     """The largest number of fp32 may be rounded away from zero, to infinity."""
-    (optimizer, kernel), types = OPTIMIZERS["sgd"], PRECISIONS["bf16-pure"]
+    optimizer, types = OPTIMIZERS["sgd"], PRECISIONS["bf16-pure"]
     of = HELD["a vector"]
     ours, theirs = (Vectors.of(optimizer, types, 200) for _ in range(2))
     for vectors in (ours, theirs):
@@ -210,7 +218,7 @@ def test_what_is_not_finite_stays(gpu: Emulator) -> None:
     numbers = chance(0, 1, "w", of.spec.shape, of.box, of.run)
     rounding = stochastic_rounding(0, 1, "w", of.places)
     Updates(gpu).apply(
-        kernel, ours.param, grad, {}, Range(of.where, 1.0, 0.0), verdict(1.0, 1), None, numbers
+        optimizer.kernel, ours.param, grad, {}, Range(of.where, 1.0, 0.0), verdict(1.0, 1), None, numbers
     )
     apply(optimizer, theirs.param, grad, {}, of.where, Hyper(1.0, 0.0, 1), 1.0, rounding)
     assert_same(ours, theirs)
@@ -223,13 +231,13 @@ def test_what_is_not_finite_stays(gpu: Emulator) -> None:
 
 def test_of_two_codes_equally_near_the_lower_is_taken(gpu: Emulator) -> None:
     """Gradients in the very middle between two values of the map; without averages they are m."""
-    optimizer, kernel = adam8bit((0.0, 0.0), EPS), Kernel("adam8bit", (0.0, 0.0, EPS))
+    optimizer = adam8bit((0.0, 0.0), EPS)
     grad = np.append(MIDPOINTS[True], np.float32(1)) * np.float32(4)
     for part in (grad, -grad, grad[:201], np.zeros(256, np.float32)):
         n = part.size
         ours, theirs = (Vectors.of(optimizer, PRECISIONS["fp32"], n) for _ in range(2))
         of = Range(slice(0, n), 1e-2, 0.0)
-        Updates(gpu).apply(kernel, ours.param, part, ours.state, of, verdict(1.0, 1))
+        Updates(gpu).apply(optimizer.kernel, ours.param, part, ours.state, of, verdict(1.0, 1))
         apply(optimizer, theirs.param, part.copy(), theirs.state, of.where, Hyper(1e-2, 0.0, 1), 1.0)
         assert_same(ours, theirs)
 
@@ -245,26 +253,26 @@ def test_the_map_s_ties_are_ties() -> None:
 
 @by_precision
 def test_absorb(gpu: Emulator, types: Precision) -> None:
-    optimizer, kernel = OPTIMIZERS["sophia"]
+    optimizer = OPTIMIZERS["sophia"]
     for n in (0, 1, 33, 1000):
         ours, theirs = (Vectors.of(optimizer, types, n) for _ in range(2))
         computed = np.dtype(np.float64 if types.master == np.float64 else np.float32)
         estimate = random("estimate", (n,), computed)
         given, before = estimate.copy(), ours.bytes()
-        Updates(gpu).absorb(kernel, ours.state, np.full(n, np.nan, computed), np.ones(1, np.int64))
+        Updates(gpu).absorb(optimizer.kernel, ours.state, np.full(n, np.nan, computed), np.ones(1, np.int64))
         assert ours.bytes() == before
-        Updates(gpu).absorb(kernel, ours.state, estimate, np.zeros(1, np.int64))
+        Updates(gpu).absorb(optimizer.kernel, ours.state, estimate, np.zeros(1, np.int64))
         np.testing.assert_array_equal(estimate, given)
         absorb(optimizer, theirs.state, estimate)
         assert_same(ours, theirs)
 
 
 def test_an_estimate_has_the_type_of_computation(gpu: Emulator) -> None:
-    optimizer, kernel = OPTIMIZERS["sophia"]
+    optimizer = OPTIMIZERS["sophia"]
     state = Vectors.of(optimizer, PRECISIONS["bf16-pure"], 8).state
     estimate = np.zeros(8, ml_dtypes.bfloat16)
     with pytest.raises(AssertionError, match="estimate of bfloat16"):
-        Updates(gpu).absorb(kernel, state, estimate, np.zeros(1, np.int64))
+        Updates(gpu).absorb(optimizer.kernel, state, estimate, np.zeros(1, np.int64))
 
 
 # ---- Ranges

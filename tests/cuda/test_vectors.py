@@ -9,7 +9,7 @@ from cuda.numbers import TYPES, random
 
 from minitrain.optim.cuda import vectors
 from minitrain.optim.cuda.vectors import CudaVectorOps
-from minitrain.optim.vectors import NOWHERE, VectorOps, squares_of_rows
+from minitrain.optim.vectors import NOWHERE, VectorOps
 
 pytestmark = needs_emulator
 by_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
@@ -23,7 +23,7 @@ def ops() -> CudaVectorOps:
 
 def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a vector that needs more than are started, so that threads have many elements each."""
-    monkeypatch.setattr(vectors, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(vectors, "MOST_PARTS", 2)
 
 
 @by_type
@@ -72,7 +72,7 @@ def test_squares_of_rows(
     rows = random("rows", shape, dtype)
     sums = ops.squares_of_rows(rows)
     assert sums.dtype == np.float64 and sums.shape == shape[:1]
-    np.testing.assert_allclose(sums, squares_of_rows(rows), rtol=1e-14)
+    np.testing.assert_allclose(sums, VectorOps().squares_of_rows(rows), rtol=1e-14)
 
 
 @by_type

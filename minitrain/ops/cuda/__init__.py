@@ -4,12 +4,13 @@ from functools import partial
 from types import ModuleType
 
 from minitrain.arrays.device import Gpu
-from minitrain.ops.cuda import embedding, linear, mlp, norm, rope
+from minitrain.ops.cuda import embedding, linear, loss, mlp, norm, rope
 from minitrain.ops.table import Ops
 
 KERNELS: dict[ModuleType, tuple[str, ...]] = {
     embedding: ("embedding_forward", "embedding_backward"),
     linear: ("linear_forward", "linear_wide", "linear_backward", "bias_backward"),
+    loss: ("local_max", "exp_and_sums", "cross_entropy", "logits_backward"),
     mlp: ("swiglu_forward", "swiglu_backward", "gelu_forward", "gelu_backward"),
     norm: ("rms_norm_forward", "rms_norm_backward", "layer_norm_forward", "layer_norm_backward"),
     rope: ("rope_forward", "rope_backward"),

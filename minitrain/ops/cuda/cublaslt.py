@@ -15,7 +15,7 @@ import numpy as np
 
 from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
-from minitrain.ops.cuda.gemm import COMPUTE_TYPE, CUDA_TYPE, Gemm, host_scalar
+from minitrain.ops.cuda.gemm import COMPUTE_TYPE, CUDA_TYPE, Gemm, Product, host_scalar
 from minitrain.ops.cuda.gemm_layout import layout
 
 WORKSPACE = 32 * 2**20  # bytes: what NVIDIA recommends for Hopper
@@ -139,17 +139,8 @@ class CublasLt(Gemm):
             cupy.empty(WORKSPACE, np.uint8),
         )
 
-    def _multiply(
-        self,
-        a: Array,
-        b: Array,
-        out: Array,
-        transpose_a: bool,
-        transpose_b: bool,
-        add: bool,
-        scale: float,
-        bias: Array | None,
-    ) -> None:
+    def _multiply(self, product: Product) -> None:
+        a, b, out, transpose_a, transpose_b, add, scale, bias = product
         at, sums = layout(a, b, out), compute_type(a.dtype).name
         alpha, beta = host_scalar(scale, sums), host_scalar(float(add), sums)
         at_bias = None if bias is None else self._address(bias)

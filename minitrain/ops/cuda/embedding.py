@@ -7,8 +7,8 @@ import numpy as np
 
 from minitrain.arrays.device import Gpu
 from minitrain.arrays.narrow import compute_type
+from minitrain.arrays.threads import row_threads
 from minitrain.arrays.types import Array, DType
-from minitrain.ops.cuda.grid import row_threads
 
 SOURCE = "ops/cuda/embedding.cu"
 DIGIT, TILE, CHUNK = 8, 512, 64  # as in the source: bits, tokens of a block that sorts, of one that adds up

@@ -28,6 +28,19 @@ CUDA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 COMPUTE_TYPE = {"float32": 68, "float64": 70}
 
 
+class Product(NamedTuple):
+    """out = scale op(a) op(b), plus out with `add`, plus a bias in every row."""
+
+    a: Array
+    b: Array
+    out: Array
+    transpose_a: bool
+    transpose_b: bool
+    add: bool
+    scale: float
+    bias: Array | None
+
+
 class Gemm(ABC):
     """Products of matrices. The elements of a row are neighbours; rows, and matrices, may lie apart.
 
@@ -53,7 +66,7 @@ class Gemm(ABC):
             assert not add and bias.dtype == out.dtype and bias.shape == out.shape[1:]
             assert bias.flags.c_contiguous
         if is_product(a, b, out, transpose_a, transpose_b):
-            self._multiply(a, b, out, transpose_a, transpose_b, add, 1.0, bias)
+            self._multiply(Product(a, b, out, transpose_a, transpose_b, add, 1.0, bias))
         elif not add:
             out[...] = 0 if bias is None else bias
 
@@ -74,22 +87,12 @@ class Gemm(ABC):
         longest run of matrices at equal distances is one call of the library, others repeat it.
         """
         if is_product(a, b, out, transpose_a, transpose_b):
-            self._multiply(a, b, out, transpose_a, transpose_b, add, scale, None)
+            self._multiply(Product(a, b, out, transpose_a, transpose_b, add, scale, None))
         elif not add:
             out[...] = 0
 
     @abstractmethod
-    def _multiply(
-        self,
-        a: Array,
-        b: Array,
-        out: Array,
-        transpose_a: bool,
-        transpose_b: bool,
-        add: bool,
-        scale: float,
-        bias: Array | None,
-    ) -> None:
+    def _multiply(self, product: Product) -> None:
         """Of arrays that are not empty."""
 
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minitrain.arrays.narrow import compute_type
-from minitrain.arrays.types import Array
-from minitrain.ops.cuda.gemm import COMPUTE_TYPE, CUDA_TYPE, Gemm, host_scalar
+from minitrain.ops.cuda.gemm import COMPUTE_TYPE, CUDA_TYPE, Gemm, Product, host_scalar
 from minitrain.ops.cuda.gemm_layout import layout
 
 CUBLAS_GEMM_DEFAULT = -1  # cublasGemmAlgo_t: the library's choice, tensor cores included
@@ -31,17 +30,8 @@ class GemmEx(Gemm):
 
         return cls(cublas, lambda x: int(x.data.ptr))
 
-    def _multiply(
-        self,
-        a: Array,
-        b: Array,
-        out: Array,
-        transpose_a: bool,
-        transpose_b: bool,
-        add: bool,
-        scale: float,
-        bias: Array | None,
-    ) -> None:
+    def _multiply(self, product: Product) -> None:
+        a, b, out, transpose_a, transpose_b, add, scale, bias = product
         if bias is not None:
             out[...] = bias
             add = True  # to the bias

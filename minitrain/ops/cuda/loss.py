@@ -15,8 +15,8 @@ Shapes: N tokens, V vocabulary rows on this tp rank (ids first_id .. first_id + 
 import numpy as np
 
 from minitrain.arrays.device import Gpu
+from minitrain.arrays.threads import row_threads
 from minitrain.arrays.types import Array, DType
-from minitrain.ops.cuda.grid import row_threads
 
 SOURCE = "ops/cuda/loss.cu"
 
@@ -70,19 +70,9 @@ def logits_backward(
     dz_NV = exp_NV if in_place else np.empty_like(exp_NV, dtype=dtype)
     scales, number = (None, float(scale)) if isinstance(scale, int | float) else (scale, 0.0)
     _launch_rows(
-        gpu,
-        "logits_backward",
-        exp_NV,
-        dz_NV.dtype,
-        m_N,
-        sums_2N,
-        targets_N,
-        dz_NV,
-        V,
-        first_id,
-        scales,
-        number,
-    )
+        gpu, "logits_backward", exp_NV, dz_NV.dtype,
+        m_N, sums_2N, targets_N, dz_NV, V, first_id, scales, number,
+    )  # fmt: skip
     return dz_NV
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minitrain.arrays.device import Gpu
+from minitrain.arrays.threads import THREADS, blocks
 from minitrain.arrays.types import Array
-from minitrain.ops.cuda.grid import THREADS, blocks
 
 SOURCE = "ops/cuda/mlp.cu"
 
@@ -49,4 +49,5 @@ def _launch(gpu: Gpu, kernel: str, *arrays: Array) -> None:
     """For every element; the arrays have one shape and type."""
     x = arrays[0]
     if x.size:
-        gpu.launch(SOURCE, kernel, {"T": x.dtype}, blocks(x), THREADS, *arrays, x.size)
+        n = blocks(x.size, x.itemsize)
+        gpu.launch(SOURCE, kernel, {"T": x.dtype}, n, THREADS, *arrays, x.size)

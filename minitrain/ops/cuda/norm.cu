@@ -16,7 +16,8 @@ extern "C" __global__ void norm_forward(
     T* x = x_ND + n * D;
     T* y = y_ND + n * D;
     if (residual_ND) {
-        for (long long d = threadIdx.x; d < D; d += blockDim.x) x[d] = narrow<T>(wide(x[d]) + wide(residual_ND[n * D + d]));
+        const T* residual = residual_ND + n * D;
+        for (long long d = threadIdx.x; d < D; d += blockDim.x) x[d] = narrow<T>(wide(x[d]) + wide(residual[d]));
     }
     C mean = 0;
     if (mean_N) {

@@ -4,8 +4,8 @@ Shapes: B sequences, T positions, H heads, K head width, C = K/2 complex compone
 """
 
 from minitrain.arrays.device import Gpu
+from minitrain.arrays.threads import row_threads
 from minitrain.arrays.types import Array
-from minitrain.ops.cuda.grid import row_threads
 
 
 def rope_forward(gpu: Gpu, x_BTHK: Array, table_TC: Array) -> Array:

@@ -1,8 +1,9 @@
 """`optim/stochastic.py` on a GPU, where a kernel computes the chances itself: from these numbers."""
 
-import hashlib
 import math
 from typing import NamedTuple
+
+from minitrain.optim.stochastic import rounding_key
 
 
 class Chance(NamedTuple):
@@ -25,8 +26,8 @@ def chance(
     seed: int, count: int, name: str, shape: tuple[int, ...], box: tuple[slice, ...], run: slice
 ) -> Chance:
     """Of update `count` of the elements `run` of a box of the tensor `name`."""
-    digest = hashlib.sha256(f"{seed}:{count}:{name}".encode()).digest()
-    key = int.from_bytes(digest[:8], "little", signed=True)
+    key = rounding_key(seed, count, name)
+    key -= key >> 63 << 64  # as a `long long`
     columns = box[-1].stop - box[-1].start
     if len(box) == 2 and columns < shape[1]:
         return Chance(key, run.start, columns, shape[1], box[1].start)

@@ -9,6 +9,7 @@
 // types: M = float; G = __half; P = __half
 // types: M = __nv_bfloat16; G = __nv_bfloat16; P = __nv_bfloat16
 // no spills
+// no fma
 #include "common.cuh"
 
 using C = Compute<M>;

@@ -10,6 +10,7 @@ import numpy as np
 
 from minitrain.arrays.device import Gpu
 from minitrain.arrays.narrow import compute_type
+from minitrain.arrays.threads import RUN, THREADS, blocks
 from minitrain.arrays.types import Array
 from minitrain.optim.cuda.chance import NEAREST, Chance
 from minitrain.optim.cuda.kernel import Kernel
@@ -17,9 +18,6 @@ from minitrain.optim.optimizer import State
 from minitrain.optim.quantised import MAPS, MIDPOINTS, Quantised
 
 SOURCE = "optim/cuda/elementwise.cu"
-THREADS = 256
-PER_THREAD = 16  # bytes of the narrowest vector
-MOST_BLOCKS = 16384  # a large GPU has some 1000 at a time: many rounds, so that none waits long for the last
 
 
 class Range(NamedTuple):
@@ -70,9 +68,9 @@ class Updates:
         if n == 0:
             return
         types = {"M": param.dtype, "G": grad.dtype, "P": param.dtype if copy is None else copy.dtype}
-        each = PER_THREAD // min(dtype.itemsize for dtype in types.values())
+        narrowest = min(dtype.itemsize for dtype in types.values())
         self._gpu.launch(
-            SOURCE, kernel.name, types, _blocks(n, each), THREADS,
+            SOURCE, kernel.name, types, blocks(n, narrowest), THREADS,
             verdict, grad[of.where], param[of.where], None if copy is None else copy[of.where], n,
             *self._arrays(state, of.where), *map(float, (of.lr, of.decay, *kernel.numbers)), *chance,
         )  # fmt: skip
@@ -87,8 +85,8 @@ class Updates:
         if n:
             self._gpu.launch(
                 SOURCE, f"{kernel.name}_absorb", {"M": dtype, "G": dtype, "P": dtype},
-                _blocks(n, each=1), THREADS, rejected, estimate, *arrays, n,
-                *map(float, kernel.numbers),
+                blocks(n, RUN), THREADS,  # a thread takes one element at a time
+                rejected, estimate, *arrays, n, *map(float, kernel.numbers),
             )  # fmt: skip
 
     def _arrays(self, state: State, where: slice) -> list[Array]:
@@ -96,13 +94,8 @@ class Updates:
         arrays: list[Any] = []
         for vector in state.values():
             if isinstance(vector, Quantised):
-                blocks = vector.blocks(where)
-                arrays += [vector.codes[where], vector.largest[blocks], self._tables[vector.signed]]
+                largest = vector.largest[vector.blocks(where)]
+                arrays += [vector.codes[where], largest, self._tables[vector.signed]]
             else:
                 arrays.append(vector[where])  # type: ignore[index]  # an array of the GPU
         return arrays
-
-
-def _blocks(n: int, each: int) -> int:
-    """Of threads, for n elements, when a thread takes `each` at a time."""
-    return min(MOST_BLOCKS, -(-n // (each * THREADS)))
