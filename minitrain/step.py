@@ -90,7 +90,7 @@ def start_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StartedS
     """Forward and backward of every micro-batch, sums over ranks, clipping, update. `step` counts from 1.
 
     Losses are divided by the *global* number of tokens before the backward, so every sum over micro-batches
-    and ranks is a plain sum. Nothing here waits for a GPU.
+    and ranks is a plain sum.
     """
     stage, grid, sums = trainer.stage, trainer.grid, trainer.stage.sums
     losses = backpropagate(trainer, batch)
