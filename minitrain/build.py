@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from minitrain.arrays.device import HOST, Device
 from minitrain.checkpoint.digests import digest, digest_own_part
 from minitrain.checkpoint.manifest import DataSeen, Manifest
 from minitrain.checkpoint.resuming import check_data, check_files, check_if_checkpoint, restore, saved_values
@@ -35,8 +36,9 @@ class Run(NamedTuple):
     data: DataSeen
 
 
-def build(config: Config, world: Comm, checkpoint: Manifest | None = None) -> Run:
-    """Everything that a run needs, at its beginning or as the checkpoint `config.run.resume` has it.
+def build(config: Config, world: Comm, checkpoint: Manifest | None = None, device: Device = HOST) -> Run:
+    """Everything that a run needs, at its beginning or as the checkpoint `config.run.resume` has it; arrays
+    in the memory of `device`.
 
     Collective; if any rank cannot build its part, all raise that error.
     """
@@ -50,7 +52,7 @@ def build(config: Config, world: Comm, checkpoint: Manifest | None = None) -> Ru
     elif config.run.init_from:
         source = Path(config.run.init_from)
         together(world, lambda: check_if_checkpoint(source, world))
-    return together(world, lambda: _build_local(config, grid, tokens, data, checkpoint))
+    return together(world, lambda: _build_local(config, grid, tokens, data, checkpoint, device))
 
 
 def _look_at(tokens: TokenFile, world: Comm) -> DataSeen:
@@ -68,7 +70,12 @@ def _open_data(config: Config, world: Comm) -> TokenFile:
 
 
 def _build_local(
-    config: Config, grid: Grid, tokens: TokenFile, seen: DataSeen, checkpoint: Manifest | None
+    config: Config,
+    grid: Grid,
+    tokens: TokenFile,
+    seen: DataSeen,
+    checkpoint: Manifest | None,
+    device: Device,
 ) -> Run:
     model, data, train, dp = config.model, config.data, config.train, grid.dp
     assert train.global_batch is not None
@@ -77,18 +84,18 @@ def _build_local(
     limit = train.eval_sequences
     validation = HeldOut(held_out, model.seq_len, train.micro_batch, dp.rank, dp.size, limit, model.vocab)
     resume = Path(config.run.resume)
-    trainer = make_trainer(
-        config, grid, saved_values(config, resume) if checkpoint else initial_values(config)
-    )
+    fill = saved_values(config, resume) if checkpoint else initial_values(config)
+    trainer = make_trainer(config, grid, fill, device)
     if checkpoint:
         restore(config, trainer, resume, checkpoint)
     return Run(trainer, loader, validation if data.holdout else None, tokens, seen)
 
 
-def make_trainer(config: Config, grid: Grid, fill: Fill) -> Trainer:
+def make_trainer(config: Config, grid: Grid, fill: Fill, device: Device = HOST) -> Trainer:
     """The stage with its weights, and all that trains it."""
     optimizer = make_optimizer(config.optim)
-    stage = Stage(config, grid, fill, align=optimizer.align if isinstance(optimizer, Elementwise) else 1)
+    align = optimizer.align if isinstance(optimizer, Elementwise) else 1
+    stage = Stage(config, grid, fill, align, device)
     updater = Updater(optimizer, config.optim, grid, config.train.seed)
     for unit in stage.units:
         updater.init(unit)
