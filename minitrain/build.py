@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from minitrain.arrays.device import HOST, Device
+from minitrain.arrays.device import HOST, Device, Gpu
 from minitrain.checkpoint.digests import digest, digest_own_part
 from minitrain.checkpoint.manifest import DataSeen, Manifest
 from minitrain.checkpoint.resuming import check_data, check_files, check_if_checkpoint, restore, saved_values
@@ -16,8 +16,8 @@ from minitrain.data.loader import HeldOut, Loader
 from minitrain.data.tokens import TokenFile, check_all_ids, check_length, open_tokens, split
 from minitrain.observe.memory import MemoryMeter
 from minitrain.optim import make_optimizer
-from minitrain.optim.judge import Judge
-from minitrain.optim.loss_scale import LossScale
+from minitrain.optim.cuda.elementwise import Updates
+from minitrain.optim.judge import make_judge
 from minitrain.optim.optimizer import Elementwise
 from minitrain.parallel.schedule import SCHEDULES
 from minitrain.parallel.stage import Stage
@@ -96,15 +96,17 @@ def make_trainer(config: Config, grid: Grid, fill: Fill, device: Device = HOST) 
     optimizer = make_optimizer(config.optim)
     align = optimizer.align if isinstance(optimizer, Elementwise) else 1
     stage = Stage(config, grid, fill, align, device)
-    updater = Updater(optimizer, config.optim, grid, config.train.seed)
+    kernels = Updates(device) if isinstance(device, Gpu) else None
+    updater = Updater(optimizer, config.optim, grid, config.train.seed, kernels)
     for unit in stage.units:
         updater.init(unit)
+    loss_scale = config.loss_scale if stage.precision.scales_loss else None
     return Trainer(
         stage=stage,
         grid=grid,
         schedule=SCHEDULES[config.parallel.schedule],
         updater=updater,
-        judge=Judge(LossScale(config.loss_scale) if stage.precision.scales_loss else None, config.optim.clip),
+        judge=make_judge(loss_scale, config.optim.clip, device),
         meter=MemoryMeter(),
     )
 

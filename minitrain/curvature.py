@@ -15,7 +15,7 @@ What is drawn is a function of (seed, step, place in the whole) alone, so every 
 
 import numpy as np
 
-from minitrain.arrays.device import on_host, put
+from minitrain.arrays.device import put
 from minitrain.arrays.narrow import wide
 from minitrain.arrays.types import Array
 from minitrain.config import OptimConfig
@@ -51,20 +51,21 @@ def _wanted(trainer: Trainer) -> Curvature | None:
 
 def _gauss_newton_bartlett(trainer: Trainer, batch: Batch, seed: int, step: int) -> None:
     n_tokens, grid = batch.n_tokens, trainer.grid
-    first = grid.dp.rank * batch.ids_MN.size  # of the global batch's tokens
-    drawn_MN = uniform(seed, f"labels {step}", first, batch.ids_MN.size).reshape(batch.ids_MN.shape)
-    backpropagate(trainer, batch._replace(drawn_MN=drawn_MN))
+    before = grid.dp.rank * batch.ids_MN.size  # of the global batch's tokens
+    drawn_MN = uniform(seed, f"labels {step}", before, batch.ids_MN.size).reshape(batch.ids_MN.shape)
+    device = trainer.stage.memory.device
+    backpropagate(trainer, batch._replace(drawn_MN=device.to_device(drawn_MN)))
     reduce_gradients(trainer)
     units = trainer.stage.units
-    first = trainer.stage.memory.device.xp.full(1, NOWHERE, np.int64)
+    first = device.xp.full(1, NOWHERE, np.int64)
     for unit in units:
         unit.first_not_finite(first)
-    overflow = (on_host(first) != NOWHERE).astype(np.int64)
+    overflow = (first != NOWHERE).astype(np.int64)
     grid.world.all_reduce(overflow, "max")
     for unit in units:
-        if not overflow[0]:
-            ghat = wide(unit.grad_shard) / trainer.judge.scale
-            trainer.updater.absorb(unit, n_tokens * ghat * ghat)
+        g = wide(unit.grad_shard)
+        ghat = np.divide(g, trainer.judge.scale, dtype=g.dtype)
+        trainer.updater.absorb(unit, n_tokens * ghat * ghat, overflow)
         unit.zero_grads()
 
 
@@ -82,10 +83,11 @@ def _hutchinson(trainer: Trainer, batch: Batch, seed: int, step: int) -> None:
         gradients.append([unit.grad_shard.copy() for unit in units])
         for unit in units:
             unit.zero_grads()
+    taken = trainer.stage.memory.device.xp.zeros(1, np.int64)
     for unit, w, u, ahead, behind in zip(units, weights, directions, *gradients, strict=True):
         unit.master[...] = w
         _gather(trainer, unit)
-        trainer.updater.absorb(unit, u * (ahead - behind) / (2 * STEP))
+        trainer.updater.absorb(unit, u * (ahead - behind) / (2 * STEP), taken)
 
 
 def _direction(unit: Unit, seed: int, step: int) -> Array:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minitrain.arrays.device import HOST, Device, on_host
 from minitrain.arrays.types import Array
 from minitrain.build import make_trainer
 from minitrain.comm.grid import Grid, make_grid
-from minitrain.comm.interface import Comm
+from minitrain.comm.interface import Comm, World
 from minitrain.comm.threads import run_threads
 from minitrain.comm.traced import Event, traced
 from minitrain.config import Config, ModelConfig, OptimConfig, ParallelConfig, TrainConfig
@@ -24,6 +25,9 @@ from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Fill, Unit
 from minitrain.parallel.update import Updater
 from minitrain.step import Batch, Trainer, train_step
+
+Place = Callable[[World], tuple[Device, World]]
+"""Gives a rank the device of its arrays, and a world that moves them."""
 
 LIMIT = 120.0  # seconds a rank waits for another before a test calls it a deadlock
 
@@ -112,6 +116,12 @@ def batch_of(config: Config, step: int, dp_rank: int) -> Batch:
     return Batch(ids[own].reshape(-1, rows), targets[own].reshape(-1, rows), n)
 
 
+def on_device(batch: Batch, device: Device) -> Batch:
+    return batch._replace(
+        ids_MN=device.to_device(batch.ids_MN), targets_MN=device.to_device(batch.targets_MN)
+    )
+
+
 def accepted(factor: float, updates: int = 1) -> Verdict:
     """On a step whose gradient is to be multiplied by `factor`."""
     verdict = HostVerdict(loss=1.0, norm=1.0, scale=1.0, number=updates)
@@ -133,8 +143,8 @@ class Remembering(NamedTuple):
         self.grads[unit.specs[0].name] = unit.grad_shard.copy()
         self.inner.update(unit, lr, verdict)
 
-    def absorb(self, unit: Unit, estimate: Array) -> None:
-        self.inner.absorb(unit, estimate)
+    def absorb(self, unit: Unit, estimate: Array, rejected: Array) -> None:
+        self.inner.absorb(unit, estimate, rejected)
 
 
 def remembering(trainer: Trainer) -> Trainer:
@@ -150,16 +160,17 @@ def rank_run(
     ledger: Callable[[Event], None] | None = None,
     fill: Fill = random_weights,
     compared: bool = False,
+    device: Device = HOST,
 ) -> tuple[list[float], list[float], list[list[Part]], list[Part]]:
     """What one rank does; returns losses, norms, and its parts of gradients and weights. If `compared`, what
     several ranks hold alike must be alike at the end.
     """
     grid = make_grid(traced(world, ledger) if ledger else world, config)
-    trainer = remembering(make_trainer(config, grid, fill))
+    trainer = remembering(make_trainer(config, grid, fill, device))
     losses, norms, grads = [], [], []
     assert config.optim.lr is not None
     for step in range(1, steps + 1):
-        batch = batch_of(config, step, grid.dp.rank)
+        batch = on_device(batch_of(config, step, grid.dp.rank), device)
         if curvature_is_due(config.optim, trainer, step):
             estimate_curvature(trainer, batch, config.train.seed, step)
         result = train_step(trainer, batch, config.optim.lr / step, step)
@@ -189,9 +200,10 @@ def parts_of(stage: Stage, grid: Grid, shards: dict[str, Array]) -> list[Part]:
     found = []
     for unit in stage.units:
         shard = shards[unit.specs[0].name]
-        full = np.empty(shard.size * grid.shard.size, shard.dtype)
-        grid.shard.all_gather(np.ascontiguousarray(shard), full)
-        for spec, box, view in zip(unit.specs, unit.boxes, unit.layout.views(full).values(), strict=True):
+        full = np.empty_like(shard, shape=shard.size * grid.shard.size)
+        grid.shard.all_gather(shard, full)
+        views = unit.layout.views(on_host(full)).values()
+        for spec, box, view in zip(unit.specs, unit.boxes, views, strict=True):
             found.append(Part(spec.name, box, view.copy()))
     return found
 
@@ -212,11 +224,21 @@ def assemble(config: Config, ranks: list[list[Part]]) -> dict[str, Array]:
     return whole
 
 
-def run_layout(config: Config, steps: int = STEPS, fill: Fill = random_weights) -> Outcome:
+def run_layout(
+    config: Config,
+    steps: int = STEPS,
+    fill: Fill = random_weights,
+    place: Place = lambda world: (HOST, world),
+) -> Outcome:
     """The configuration on as many threads as it has ranks."""
     p = config.parallel
     assert p.dp and p.tp and p.pp
-    results = run_threads(p.dp * p.tp * p.pp, lambda world: rank_run(world, config, steps, None, fill), LIMIT)
+
+    def rank_main(world: World) -> tuple[list[float], list[float], list[list[Part]], list[Part]]:
+        device, world = place(world)
+        return rank_run(world, config, steps, None, fill, device=device)
+
+    results = run_threads(p.dp * p.tp * p.pp, rank_main, LIMIT)
     losses, norms = results[0][:2]
     for other in results:
         assert other[0] == losses and other[1] == norms, "loss and norm are one number on every rank"

@@ -24,9 +24,9 @@ SEED, STEP = 3, 11
 class Estimates(Remembering):
     """An updater that keeps the estimates it is given."""
 
-    def absorb(self, unit: Unit, estimate: Array) -> None:
+    def absorb(self, unit: Unit, estimate: Array, rejected: Array) -> None:
         self.grads[unit.specs[0].name] = estimate.copy()
-        self.inner.absorb(unit, estimate)
+        self.inner.absorb(unit, estimate, rejected)
 
 
 def trainer_of(name: str, precision: str = "fp64") -> Trainer:

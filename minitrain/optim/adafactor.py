@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -32,12 +33,12 @@ def adafactor() -> WholeTensor:
 
     def init(piece: Piece) -> dict[str, Array]:
         names = MOMENTS[len(piece.shape)]
-        return {name: np.zeros(n, piece.w.dtype) for name, n in zip(names, piece.shape, strict=True)}
+        return {name: np.zeros_like(piece.w, shape=n) for name, n in zip(names, piece.shape, strict=True)}
 
     def update(pieces: Sequence[Piece], total: Total) -> None:
         means = _mean_squares(pieces, total)
-        squares = np.zeros((len(pieces), 2))  # |w|^2 and |u|^2
-        for piece, square in zip(pieces, squares, strict=True):
+        squares_P2 = np.zeros_like(pieces[0].w, dtype=np.float64, shape=(len(pieces), 2))  # |w|^2 and |u|^2
+        for i, piece in enumerate(pieces):
             share = piece.hyper.t**-BETA2_DECAY
             for name, mean in means[piece.name].items():
                 moment = piece.moments[name]
@@ -46,12 +47,13 @@ def adafactor() -> WholeTensor:
             w, u = piece.w, piece.g
             u /= _root_of_v(piece)
             if piece.counts:
-                square[:] = np.dot(w, w), np.dot(u, u)
-        total(squares)
-        for piece, square in zip(pieces, squares, strict=True):
+                squares_P2[i, 0], squares_P2[i, 1] = np.dot(w, w), np.dot(u, u)
+        total(squares_P2)
+        for i, piece in enumerate(pieces):
             w, u, hyper = piece.w, piece.g, piece.hyper
-            w_rms, u_rms = np.sqrt(square / math.prod(piece.shape)).tolist()
-            u *= min(hyper.lr, 1 / math.sqrt(hyper.t)) * max(SMALLEST_RMS, w_rms) / max(1.0, u_rms / CLIP)
+            w_rms, u_rms = np.sqrt(squares_P2[i] / math.prod(piece.shape))  # arrays: nobody waits for a GPU
+            length = min(hyper.lr, 1 / math.sqrt(hyper.t)) * np.maximum(SMALLEST_RMS, w_rms)
+            u *= (length / np.maximum(1.0, u_rms / CLIP)).astype(u.dtype)
             w *= 1 - hyper.lr * hyper.decay
             w -= u
 
@@ -63,8 +65,8 @@ def _mean_squares(pieces: Sequence[Piece], total: Total) -> dict[str, dict[str, 
     tensor.
     """
     sizes = [n for piece in pieces for n in piece.shape]
-    flat = np.zeros(sum(sizes), pieces[0].g.dtype)
-    parts = iter(np.split(flat, np.cumsum(sizes)))
+    flat = np.zeros_like(pieces[0].g, shape=sum(sizes))
+    parts = iter(np.split(flat, list(accumulate(sizes))))
     means = {piece.name: {name: next(parts) for name in MOMENTS[len(piece.shape)]} for piece in pieces}
     for piece in pieces:
         if piece.counts:
@@ -84,6 +86,6 @@ def _root_of_v(piece: Piece) -> Array:
         v = piece.taken(piece.moments["v"][piece.box[0]])
     else:
         rows, columns = piece.moments["rows"], piece.moments["columns"]
-        scale = 1 / max(float(rows.mean()), smallest)
+        scale = 1 / np.maximum(rows.mean(), smallest)
         v = piece.taken(np.outer(rows[piece.box[0]] * scale, columns[piece.box[1]]))
     return np.sqrt(np.maximum(v, smallest * smallest))

@@ -75,7 +75,6 @@ def _scaled(grad: Array, scale: float, dtype: np.dtype[np.generic]) -> Array:
 def _load(vector: Stored, block: slice) -> Array:
     if isinstance(vector, Quantised):
         return vector.load(block)
-    assert isinstance(vector, np.ndarray)
     return wide(vector[block])
 
 
@@ -84,7 +83,7 @@ def _save(values: dict[str, Array], block: slice, vectors: State, rounding: Roun
     for name, vector in vectors.items():
         if isinstance(vector, Quantised):
             vector.save(block, values[name])
-        elif isinstance(vector, np.ndarray) and vector.dtype != values[name].dtype:
+        elif vector.dtype != values[name].dtype:
             targets[name] = vector[block]
     if targets:
         rounding(values, block, targets)

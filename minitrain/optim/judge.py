@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from minitrain.arrays.device import on_host
+from minitrain.arrays.device import Device, Gpu, on_host
 from minitrain.arrays.types import Array
+from minitrain.config import LossScaleConfig
 from minitrain.optim.clip import clip_scale
 from minitrain.optim.loss_scale import LossScale
 
@@ -82,6 +83,15 @@ class HostVerdict:
 def total_loss(losses: Array) -> float:
     """One after the other: zeros, as of a validation's padding, change nothing wherever they are."""
     return float(np.cumsum(on_host(losses))[-1])
+
+
+def make_judge(loss_scale: LossScaleConfig | None, clip: float, device: Device) -> AnyJudge:
+    """`loss_scale` of fp16 alone; `clip` 0: off."""
+    if not isinstance(device, Gpu):
+        return Judge(LossScale(loss_scale) if loss_scale else None, clip)
+    from minitrain.optim.cuda.judge import CudaJudge  # it builds on this file
+
+    return CudaJudge(device, loss_scale, clip)
 
 
 class Judge:

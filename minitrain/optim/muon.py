@@ -60,7 +60,7 @@ def _assembled(pieces: Sequence[Piece], total: Total) -> list[Array]:
     if not pieces:
         return []
     layout = Layout([(piece.name, piece.shape) for piece in pieces])
-    flat = np.zeros(layout.size, pieces[0].g.dtype)
+    flat = np.zeros_like(pieces[0].g, shape=layout.size)
     whole = layout.views(flat)
     for piece in pieces:
         if piece.counts:
@@ -79,7 +79,7 @@ def orthogonalised(G: Array, eps: float) -> Array:
     type of computation; on GPUs in bf16.
     """
     a, b, c = COEFFICIENTS
-    X = G / max(float(np.linalg.norm(G)), eps)
+    X: Array = G / np.maximum(np.linalg.norm(G), eps)
     tall = X.shape[0] > X.shape[1]
     if tall:
         X = X.T  # X X^T is the smaller of the two products

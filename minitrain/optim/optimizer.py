@@ -13,6 +13,7 @@ import numpy as np
 
 from minitrain.arrays.types import Array
 from minitrain.optim.cuda.kernel import Kernel
+from minitrain.optim.quantised import Quantised
 
 Curvature = Literal["gauss-newton-bartlett", "hutchinson"]
 Group = Literal["matrix", "vector", "embedding", "head"]
@@ -28,12 +29,8 @@ class Hyper(NamedTuple):
     t: int
 
 
-class Stored(Protocol):
-    """A vector of the state as it is kept: an array, or something smaller that is loaded and stored."""
-
-    @property
-    def nbytes(self) -> int: ...
-
+Stored: TypeAlias = Array | Quantised
+"""A vector of the state as it is kept."""
 
 State: TypeAlias = dict[str, Stored]
 """Vectors by name: what an optimizer remembers."""
@@ -87,7 +84,7 @@ class Piece(NamedTuple):
 
     def boxed(self, values: Array) -> Array:
         """`values` of the run in their places in the box, zero elsewhere."""
-        box = np.zeros([cut.stop - cut.start for cut in self.box], values.dtype)
+        box = np.zeros_like(values, shape=[cut.stop - cut.start for cut in self.box])
         box.reshape(-1)[self.run] = values
         return box
 

@@ -76,10 +76,12 @@ class Held(NamedTuple):
     where: slice
     speaks: bool  # for the tp ranks that hold the same
 
-    def places(self, elements: slice) -> Array:
-        """The places of some elements of the own shard in the whole tensor, counted row by row. uint64."""
+    def places(self, elements: slice, like: Array) -> Array:
+        """The places of some elements of the own shard in the whole tensor, counted row by row. uint64, in
+        the memory that `like` is in.
+        """
         shift = self.run.start - self.where.start
-        place = np.arange(elements.start + shift, elements.stop + shift)
+        place = np.arange(elements.start + shift, elements.stop + shift, like=like)
         columns = self.box[-1].stop - self.box[-1].start
         if len(self.box) == 2 and columns < self.spec.shape[1]:
             row, column = np.divmod(place, columns)

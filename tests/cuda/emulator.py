@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,8 @@ def missing() -> str:
         return "needs CUDA's headers: pip install 'minitrain[kernels]', or scripts/test --parity"
     return ""
 
+
+_ONE_AT_A_TIME = threading.Lock()  # ranks may be threads, and a kernel's shared memory is static here
 
 needs_emulator = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -76,6 +79,18 @@ class Emulator:
         )
         assert threads % 32 == 0 and 0 < threads <= 1024, f"{kernel}: {threads} threads"
         self.launches += 1
+        with _ONE_AT_A_TIME:
+            self._launch(source, kernel, types, grid, threads, args)
+
+    def _launch(
+        self,
+        source: str,
+        kernel: str,
+        types: Mapping[str, np.dtype | int],
+        grid: tuple[int, ...],
+        threads: int,
+        args: tuple[np.ndarray | int | float | None, ...],
+    ) -> None:
         library = _library(source, tuple(sorted((name, cuda_name(value)) for name, value in types.items())))
         guarded = _Guarded([a for a in args if isinstance(a, np.ndarray)])
         words = np.array([_word(a, guarded) for a in args], np.uint64)

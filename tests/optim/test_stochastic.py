@@ -24,7 +24,9 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 def rounded(x: Array, seed: int = 0, count: int = 1, name: str = "w") -> Array:
     target = np.zeros(x.size, BF16)
     places = np.arange(x.size, dtype=np.uint64)
-    stochastic_rounding(seed, count, name, lambda cut: places[cut])({"": x}, slice(0, x.size), {"": target})
+    stochastic_rounding(seed, count, name, lambda cut, like: places[cut])(
+        {"": x}, slice(0, x.size), {"": target}
+    )
     return target
 
 
@@ -53,7 +55,9 @@ def test_chances_are_independent_of_one_another() -> None:
     x, n = np.full(20_000, 1 + 2.0**-8, np.float32), 20_000
     targets = {name: np.zeros(n, BF16) for name in ("", "m", "v")}
     places = np.arange(n, dtype=np.uint64)
-    stochastic_rounding(0, 1, "w", lambda cut: places[cut])(dict.fromkeys(targets, x), slice(0, n), targets)
+    stochastic_rounding(0, 1, "w", lambda cut, like: places[cut])(
+        dict.fromkeys(targets, x), slice(0, n), targets
+    )
     drawn = [*targets.values(), rounded(x, seed=1), rounded(x, count=2), rounded(x, name="v")]
     signs = np.array([np.where(d.astype(np.float32) > 1, 1.0, -1.0) for d in drawn])
     correlation = np.abs(signs @ signs.T / n - np.eye(len(drawn)))

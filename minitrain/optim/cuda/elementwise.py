@@ -4,7 +4,7 @@ Each kernel also writes the parameters in their own type, where the master copy 
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,11 +91,11 @@ class Updates:
 
     def _arrays(self, state: State, where: slice) -> list[Array]:
         """What a kernel takes for the vectors of the state."""
-        arrays: list[Any] = []
+        arrays: list[Array] = []
         for vector in state.values():
             if isinstance(vector, Quantised):
                 largest = vector.largest[vector.blocks(where)]
                 arrays += [vector.codes[where], largest, self._tables[vector.signed]]
             else:
-                arrays.append(vector[where])  # type: ignore[index]  # an array of the GPU
+                arrays.append(vector[where])
         return arrays

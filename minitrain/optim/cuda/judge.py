@@ -19,11 +19,16 @@ class CudaVerdict:
         self.array = array  # fp64, in the order of `Numbers`
         self.rejected, self.number = rejected, number
         self.reading: Reading | None = None
+        self._numbers: Numbers | None = None
 
     def numbers(self) -> Numbers:
         assert self.reading, "it is not decided yet"
-        loss, norm, factor, accepted, updates, scale, may_overflow = self.reading.wait().tolist()
-        return Numbers(loss, norm, factor, bool(accepted), int(updates), scale, bool(may_overflow))
+        if self._numbers is None:
+            loss, norm, factor, accepted, updates, scale, may_overflow = self.reading.wait().tolist()
+            self._numbers = Numbers(
+                loss, norm, factor, bool(accepted), int(updates), scale, bool(may_overflow)
+            )
+        return self._numbers
 
 
 class CudaJudge:
