@@ -1,10 +1,13 @@
 """A training run from its configuration to its last line."""
 
 import time
+from collections import deque
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from minitrain.arrays.device import Gpu
 from minitrain.build import Run, build, load_batch
 from minitrain.checkpoint.catalogue import checkpoint_name, clean, is_own, set_aside
 from minitrain.checkpoint.manifest import Manifest
@@ -23,7 +26,7 @@ from minitrain.observe.recorder import AnyRecorder, StepMetrics
 from minitrain.observe.run_directory import CHECKPOINTS
 from minitrain.optim.schedule import learning_rate
 from minitrain.parallel.replicas import compare_replicas
-from minitrain.step import evaluate, require_finite, train_step
+from minitrain.step import StartedStep, evaluate, require_finite, start_step
 from minitrain.stop import StopRequest
 from minitrain.watch.calls import CallLog
 from minitrain.watch.pace import Pace
@@ -66,8 +69,23 @@ def train(
         comm.barrier()  # nobody leaves, and is watched no more, while another may wait for it
 
 
+class _Started(NamedTuple):
+    """A step, and what is to be written down of it."""
+
+    started: StartedStep
+    lr: float
+    tokens: int  # trained on, this step included
+    begun: float  # time.perf_counter
+    sent: dict[str, dict[str, int]]  # bytes by axis and verb
+
+
 class Loop:
-    """The steps of a run, and what happens between two of them. Every rank does all of it together."""
+    """The steps of a run, and what happens between two of them. Every rank does all of it together.
+
+    A GPU works at its own time. While it is at a step the host starts the next one, and only then reads what
+    came of the step before: the GPU never waits for the host, and an error is told one step late. Whatever
+    looks at the weights between two steps reads all of them first.
+    """
 
     def __init__(
         self,
@@ -82,6 +100,9 @@ class Loop:
         self._sent, self._pace = sent, Pace(calls)
         self._step, self._tokens = 0, 0
         self._saver: Saver | None = None
+        self._lag = 1 if isinstance(run.trainer.stage.memory.device, Gpu) else 0
+        self._under_way: deque[_Started] = deque()
+        self._last_end = 0.0
 
     def go(self, begun: int, tokens: int) -> None:
         """From step `begun` + 1, when `tokens` have been trained on, to the last."""
@@ -90,7 +111,8 @@ class Loop:
         self._step, self._tokens = begun, tokens
         while self._step < steps:
             self._step += 1
-            self._recorder.step(self._train_one_step())
+            self._under_way.append(self._start_one_step())
+            self._record(left=self._lag)
             if self._is_due(config.run.compare_every):
                 self._compare()
             if self._run.heldout and (self._step == steps or self._is_due(config.train.eval_every)):
@@ -104,37 +126,50 @@ class Loop:
     def _is_due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
 
-    def _train_one_step(self) -> StepMetrics:
+    def _start_one_step(self) -> "_Started":
         config, trainer, step = self._config, self._run.trainer, self._step
-        start = time.perf_counter()
+        begun = time.perf_counter()
         self._sent.take()  # a step's bytes are its own: not those of a validation before it
         lr = learning_rate(step, config.train.steps, config.optim)
         with self._pace.step():
             batch = load_batch(config, self._run, step)
             if curvature_is_due(config.optim, trainer, step):
                 estimate_curvature(trainer, batch, config.train.seed, step)
-            result = train_step(trainer, batch, lr, step)
+            started = start_step(trainer, batch, lr, step)
         self._tokens += batch.n_tokens
-        return StepMetrics(
-            step=step,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            lr=lr,
-            tokens=self._tokens,
-            seconds=time.perf_counter() - start,
-            loss_scale=result.loss_scale,
-            skipped=result.skipped,
-            memory_bytes=trainer.meter.bytes(trainer.stage),
-            comm_bytes=self._sent.take(),
-        )
+        return _Started(started, lr, self._tokens, begun, self._sent.take())
+
+    def _record(self, left: int = 0) -> None:
+        """Waits for the steps under way but the last `left` of them, and writes down what came of each."""
+        trainer = self._run.trainer
+        while len(self._under_way) > left:
+            step = self._under_way.popleft()
+            result = step.started.result()
+            begun, self._last_end = max(step.begun, self._last_end), time.perf_counter()
+            self._recorder.step(
+                StepMetrics(
+                    step=step.started.step,
+                    loss=result.loss,
+                    grad_norm=result.grad_norm,
+                    lr=step.lr,
+                    tokens=step.tokens,
+                    seconds=self._last_end - begun,
+                    loss_scale=result.loss_scale,
+                    skipped=result.skipped,
+                    memory_bytes=trainer.meter.bytes(trainer.stage),
+                    comm_bytes=step.sent,
+                )
+            )
 
     def _compare(self) -> None:
         """Whether replicas are still alike, and no rank is much slower than its peers."""
+        self._record()
         trainer = self._run.trainer
         compare_replicas(trainer.stage, trainer.updater.optimizer, trainer.grid, self._step)
         self._tell(self._pace.warnings(trainer.grid.world, trainer.grid.pp.rank))
 
     def _validate(self) -> None:
+        self._record()
         trainer, heldout = self._run.trainer, self._run.heldout
         assert heldout
         loss = evaluate(trainer.stage, trainer.grid, heldout, heldout.n_tokens)
@@ -142,6 +177,7 @@ class Loop:
         self._recorder.evaluation(self._step, loss)
 
     def _save(self, background: bool = False, last: bool = False) -> None:
+        self._record()
         if self._saver:
             together(self._run.trainer.grid.world, self._recorder.flush)
             self._tell(self._saver.save(self._step, self._tokens, background, last))

@@ -270,18 +270,18 @@ def plant(what: str, rank: int, step: int) -> None:
     elif happening in HAPPENINGS:
         before = PLACES[place or "begin"](HAPPENINGS[happening])
     assert before or after, f"what is {what}?"
-    train_step = minitrain.train.train_step
+    start_step = minitrain.train.start_step
 
     def faulty_step(trainer: Trainer, batch: Any, lr: float, number: int) -> Any:
         due = trainer.grid.world.rank == rank and (number == step or (number > step and what == "slow"))
         if due and before:
             before(trainer)
-        result = train_step(trainer, batch, lr, number)
+        result = start_step(trainer, batch, lr, number)
         if due and after:
             after(trainer)
         return result
 
-    minitrain.train.train_step = faulty_step
+    minitrain.train.start_step = faulty_step
 
 
 if __name__ == "__main__":

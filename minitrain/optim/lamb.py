@@ -41,9 +41,9 @@ def lamb(betas: tuple[float, float], eps: float) -> WholeTensor:
 
 def _ratio_of_norms(squares_P2: Array) -> Array:
     """|w| / |r|, as arrays so that nobody waits for a GPU."""
-    w, r = squares_P2[:, 0], squares_P2[:, 1]
-    known = (w > 0) & (r > 0)
-    ratio: Array = np.where(known, np.sqrt(w / np.where(known, r, 1.0)), 1.0)
+    w_square, r_square = squares_P2[:, 0], squares_P2[:, 1]
+    known = (w_square > 0) & (r_square > 0)
+    ratio: Array = np.where(known, np.sqrt(w_square / np.where(known, r_square, 1.0)), 1.0)
     return ratio
 
 
