@@ -12,7 +12,7 @@ from pathlib import Path
 from minitrain.arrays.types import DType
 
 PACKAGE = Path(__file__).parent.parent
-INCLUDED = PACKAGE / "arrays"  # where common.cuh is
+INCLUDED = PACKAGE / "arrays"  # where the headers are: common.cuh, tensor_core.cuh
 
 CUDA_NAMES = {
     "float64": "double",
@@ -44,7 +44,7 @@ def options(text: str) -> tuple[str, ...]:
 
 def preamble(names: Mapping[str, str], source: str) -> str:
     """What stands in front of a source. Compilers' messages count lines from the file's own first."""
-    lines = ["#include <cuda_bf16.h>", "#include <cuda_fp16.h>", f"// common.cuh {_digest()}"]
+    lines = ["#include <cuda_bf16.h>", "#include <cuda_fp16.h>", f"// headers {_digest()}"]
     for name, value in names.items():
         lines.append(f"constexpr int {name} = {value};" if value.isdigit() else f"using {name} = {value};")
     return "\n".join([*lines, f'#line 1 "{source}"', ""])
@@ -53,4 +53,5 @@ def preamble(names: Mapping[str, str], source: str) -> str:
 @cache
 def _digest() -> str:
     """Of what sources include: CuPy keeps what it has compiled by the text alone, not by included files."""
-    return hashlib.sha256((INCLUDED / "common.cuh").read_bytes()).hexdigest()[:16]
+    headers = b"".join(path.read_bytes() for path in sorted(INCLUDED.glob("*.cuh")))
+    return hashlib.sha256(headers).hexdigest()[:16]

@@ -59,6 +59,7 @@ struct Fibre {
     int waits_in;
     std::vector<Copy> copies;  // started, not yet made
     bool late;
+    bool stands() const { return ended || (waits_at && waits_at->phase == waits_in); }
 };
 
 static std::vector<Fibre> fibres;
@@ -137,15 +138,21 @@ static int run(dim3 grid, dim3 block, bool backwards, void (*kernel)(void*), voi
                     fibres[i].copies.clear();
                 }
                 for (int left = n_fibres; left;) {
-                    moved = false;
-                    for (int k = 0; k < n_fibres; k++) {
-                        int i = backwards ? n_fibres - 1 - k : k;
-                        Fibre& fibre = fibres[i];
-                        if (fibre.ended || (fibre.waits_at && fibre.waits_at->phase == fibre.waits_in)) continue;
-                        go_on(i);
-                        left -= fibres[i].ended;
+                    bool any = false;
+                    for (int k = 0, n_warps = (n_fibres + 31) / 32; k < n_warps; k++) {
+                        int first = (backwards ? n_warps - 1 - k : k) * 32;
+                        do {  // a warp goes on as far as it can while the others stand
+                            moved = false;
+                            for (int lane = 0; lane < 32; lane++) {
+                                int i = first + (backwards ? 31 - lane : lane);
+                                if (i >= n_fibres || fibres[i].stands()) continue;
+                                go_on(i);
+                                left -= fibres[i].ended;
+                            }
+                            any |= moved;
+                        } while (moved);
                     }
-                    if (!moved) return 1;
+                    if (!any) return 1;
                 }
             }
     return 0;

@@ -187,8 +187,7 @@ def _library(source: str, names: tuple[tuple[str, str], ...]) -> ctypes.CDLL:
 
 def _compiled(code: str) -> Path:
     """Compiled once on a machine: libraries are kept by their text and that of what they include."""
-    included = b"".join(path.read_bytes() for path in (INCLUDED / "common.cuh", HERE / "cuda_cpu.h"))
-    digest = hashlib.sha256(code.encode() + included).hexdigest()[:24]
+    digest = hashlib.sha256(code.encode() + (HERE / "cuda_cpu.h").read_bytes()).hexdigest()[:24]
     directory = Path(tempfile.gettempdir()) / "minitrain-kernels"
     directory.mkdir(exist_ok=True)
     library = directory / f"{digest}.so"
