@@ -7,7 +7,7 @@
 `mpirun -n 4 python -m pytest --with-mpi`
     Only the tests marked `mpi` run, on all ranks together. See mpi_ranks.py.
 
-`--long` brings in the tests marked `long`.
+`--long` brings in the tests marked `long`. `--gpu` runs those of tests/cuda on a GPU (cuda/devices.py).
 
 This folder is on the import path and no package: a test file writes `from launch import run_minitrain`. Its
 subfolders are no packages either, and test files in different ones may share a name (import mode
@@ -24,6 +24,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
+    parser.addoption("--gpu", action="store_true", help="tests/cuda: run kernels on the first GPU")
 
 
 @pytest.hookimpl(tryfirst=True)

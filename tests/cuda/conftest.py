@@ -2,12 +2,27 @@
 
 import pytest
 from cuda import counts
+from cuda.card import Card
+from cuda.devices import Wanted, numpy_gpu, why_not
+from cuda.emulator import Emulator
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: "whole_folder" in getattr(item, "fixturenames", ())
     )  # keeps the order of others
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    Wanted.gpu = config.getoption("--gpu")
+
+
+@pytest.fixture
+def gpu() -> Emulator | Card:
+    """One whose arrays are NumPy's."""
+    if reason := why_not():
+        pytest.skip(reason)
+    return numpy_gpu()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,7 +1,6 @@
 """A GPU that is none: the package's kernels, compiled by g++ and run on the CPU, on NumPy's arrays.
 
-Each launch copies what it is given to memory with guards of 0xFF bytes around (NaN in every type of floating
-point): who reads there gets NaN, who writes there is found out.
+Each launch works on copies with guards around (guarded.py).
 """
 
 import ctypes
@@ -18,12 +17,12 @@ import numpy as np
 import pytest
 from cuda import counts
 from cuda.compiler import HEADERS, kernels, toolkit
+from cuda.guarded import Guarded
 from cuda.numpy_gemm import NumpyGemm
 
 from minitrain.arrays.kernels import INCLUDED, PACKAGE, cuda_name, kernel_text
 
 HERE = Path(__file__).parent
-GUARD = 256  # bytes
 
 
 def headers() -> Path | None:
@@ -92,7 +91,7 @@ class Emulator:
         args: tuple[np.ndarray | int | float | None, ...],
     ) -> None:
         library = _library(source, tuple(sorted((name, cuda_name(value)) for name, value in types.items())))
-        guarded = _Guarded([a for a in args if isinstance(a, np.ndarray)])
+        guarded = Guarded([a for a in args if isinstance(a, np.ndarray)])
         words = np.array([_word(a, guarded) for a in args], np.uint64)
         result = getattr(library, f"start_{kernel}")(
             (ctypes.c_int64 * 3)(*grid),
@@ -116,52 +115,11 @@ class _Read:
         return self._values
 
 
-class _Guarded:
-    """Copies of arrays, with guards around; arrays that share memory share it in the copy too."""
-
-    def __init__(self, arrays: list[np.ndarray]) -> None:
-        spans = []
-        for x in arrays:
-            assert x.flags.c_contiguous, "a kernel is given an array that is not C-contiguous"
-            if x.size:
-                spans.append((x.ctypes.data, x.ctypes.data + x.nbytes))
-        self._spans: list[tuple[int, int, np.ndarray, int]] = []
-        for start, stop in _merged(spans):
-            buffer = np.full(stop - start + 2 * GUARD + 64, 0xFF, np.uint8)
-            # the same place within 64 bytes: what is aligned stays so, what is not too
-            offset = GUARD + (start - buffer.ctypes.data - GUARD) % 64
-            ctypes.memmove(buffer.ctypes.data + offset, start, stop - start)
-            self._spans.append((start, stop, buffer, offset))
-
-    def address(self, x: np.ndarray) -> int:
-        if x.size == 0:
-            return 0
-        at = x.ctypes.data
-        start, _, buffer, offset = next(span for span in self._spans if span[0] <= at < span[1])
-        return buffer.ctypes.data + offset + at - start
-
-    def put_back(self, kernel: str) -> None:
-        for start, stop, buffer, offset in self._spans:
-            end = offset + stop - start
-            assert (buffer[:offset] == 0xFF).all() and (buffer[end:] == 0xFF).all(), (
-                f"{kernel} wrote outside of its arrays"
-            )
-            ctypes.memmove(start, buffer.ctypes.data + offset, stop - start)
-
-
-def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(spans):
-        if merged and start < merged[-1][1]:
-            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
-        else:
-            merged.append((start, stop))
-    return merged
-
-
-def _word(argument: np.ndarray | int | float | None, guarded: _Guarded) -> np.uint64:
+def _word(argument: np.ndarray | int | float | None, guarded: Guarded) -> np.uint64:
     if argument is None:
         return np.uint64(0)
+    if isinstance(argument, np.uint64):  # an address
+        return argument
     if isinstance(argument, np.ndarray):
         assert argument.ndim, "a kernel is given a scalar of NumPy: int or float is meant"
         return np.uint64(guarded.address(argument))

@@ -2,20 +2,14 @@
 
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 from cuda.numbers import TYPES, assert_rounded, random, types_with_gradients
 
+from minitrain.arrays.device import Gpu
 from minitrain.ops import embedding as reference
 from minitrain.ops.cuda import embedding
 from minitrain.ops.cuda.embedding import CHUNK, TILE
 
-pytestmark = needs_emulator
 SIZES = [(1, 1, 1), (5, 3, 31), (33, 300, 33), (2 * TILE + 3, 70, 16), (CHUNK, 9, 40)]  # N, V, D
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Emulator:
-    return Emulator()
 
 
 def ids_around(N: int, V: int, first_id: int) -> np.ndarray:
@@ -25,7 +19,7 @@ def ids_around(N: int, V: int, first_id: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("N, V, D", SIZES)
-def test_forward(gpu: Emulator, N: int, V: int, D: int, dtype: np.dtype) -> None:
+def test_forward(gpu: Gpu, N: int, V: int, D: int, dtype: np.dtype) -> None:
     w = random("w", (V, D), dtype)
     ids, given = ids_around(N, V, 100), w.copy()
     y = embedding.embedding_forward(gpu, ids, w, 100)
@@ -36,7 +30,7 @@ def test_forward(gpu: Emulator, N: int, V: int, D: int, dtype: np.dtype) -> None
 
 @pytest.mark.parametrize("dtype, grad_dtype", types_with_gradients())
 @pytest.mark.parametrize("N, V, D", SIZES)
-def test_backward(gpu: Emulator, N: int, V: int, D: int, dtype, grad_dtype) -> None:
+def test_backward(gpu: Gpu, N: int, V: int, D: int, dtype, grad_dtype) -> None:
     dy, dw = random("dy", (N, D), dtype), random("dw", (V, D), grad_dtype)
     ids, given = ids_around(N, V, 100), dy.copy()
     dw64, before = dw.astype(np.float64), dw.copy()
@@ -61,7 +55,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("N, V, D", [(1500, 1600, 36), (21 * CHUNK, 70000, 1)])
-def test_every_token_counts_once(gpu: Emulator, name: str, N: int, V: int, D: int) -> None:
+def test_every_token_counts_once(gpu: Gpu, name: str, N: int, V: int, D: int) -> None:
     """In whole numbers, whose sums are exact, so that order has no part in it."""
     ids = np.asarray(NAMES[name](N, V), np.int64)
     dy = np.random.default_rng(2).integers(-100, 100, (N, D)).astype(np.float32)
@@ -71,7 +65,7 @@ def test_every_token_counts_once(gpu: Emulator, name: str, N: int, V: int, D: in
     np.testing.assert_array_equal(dw, exact)
 
 
-def test_sorted_tokens(gpu: Emulator) -> None:
+def test_sorted_tokens(gpu: Gpu) -> None:
     """By row, and of one row in their order; three digits."""
     N, V = 3 * TILE + 7, 70000
     ids = np.random.default_rng(0).choice([0, 1, 255, 256, 257, 65536, 69999, 70000, -1], N)
@@ -81,7 +75,7 @@ def test_sorted_tokens(gpu: Emulator) -> None:
     np.testing.assert_array_equal(tokens & 0xFFFFFFFF, np.argsort(rows, kind="stable"))
 
 
-def test_same_bits_every_time(gpu: Emulator) -> None:
+def test_same_bits_every_time(gpu: Gpu) -> None:
     """Whatever the order in which threads come: the emulator reverses it at every second launch."""
     N, V, D = 1000, 3, 33
     dy, ids = random("dy", (N, D), TYPES["fp32"]), np.random.default_rng(0).integers(0, V, N)
@@ -92,7 +86,7 @@ def test_same_bits_every_time(gpu: Emulator) -> None:
     np.testing.assert_array_equal(*dw)
 
 
-def test_no_tokens(gpu: Emulator) -> None:
+def test_no_tokens(gpu: Gpu) -> None:
     w, ids = np.ones((3, 4), np.float32), np.zeros(0, np.int64)
     y = embedding.embedding_forward(gpu, ids, w, 0)
     assert y.shape == (0, 4)

@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 
+from minitrain.arrays.device import Gpu
 from minitrain.config import LossScaleConfig
 from minitrain.optim.cuda.judge import CudaJudge
 from minitrain.optim.judge import Judge, Kept
 from minitrain.optim.loss_scale import LossScale
 
-pytestmark = needs_emulator
 DYNAMIC = LossScaleConfig(initial=2.0**10, growth_interval=3, hysteresis=2, minimum=2.0**-3, backoff=0.25)
 CONFIGS = {
     "none": None,
@@ -24,18 +23,13 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def gpu() -> Emulator:
-    return Emulator()
-
-
-def judges(gpu: Emulator, config: LossScaleConfig | None, clip: float) -> tuple[CudaJudge, Judge]:
+def judges(gpu: Gpu, config: LossScaleConfig | None, clip: float) -> tuple[CudaJudge, Judge]:
     return CudaJudge(gpu, config, clip), Judge(LossScale(config) if config else None, clip)
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0, 1])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_long_runs(gpu: Emulator, name: str, clip: float) -> None:
+def test_long_runs(gpu: Gpu, name: str, clip: float) -> None:
     """Overflows by chance, now seldom, now mostly, in loss, gradient, or on another rank alone."""
     for seed, share in enumerate((0.0, 0.1, 0.4, 0.9)):
         rng, (ours, theirs) = np.random.default_rng(seed), judges(gpu, CONFIGS[name], clip)
@@ -65,7 +59,7 @@ def test_long_runs(gpu: Emulator, name: str, clip: float) -> None:
         assert seen == ({True} if share == 0 else {True, False})
 
 
-def test_scales_rise_and_fall_to_their_minimum(gpu: Emulator) -> None:
+def test_scales_rise_and_fall_to_their_minimum(gpu: Gpu) -> None:
     """What the long runs compare does happen."""
     ours, scales = CudaJudge(gpu, DYNAMIC, 1.0), []
     for square in [1.0] * 3 + [math.inf] * 12 + [1.0] * 3:
@@ -77,7 +71,7 @@ def test_scales_rise_and_fall_to_their_minimum(gpu: Emulator) -> None:
     assert ours.kept() == Kept(6, 2.0**-2, 0, 2)
 
 
-def test_a_verdict_outlives_the_next(gpu: Emulator) -> None:
+def test_a_verdict_outlives_the_next(gpu: Gpu) -> None:
     """The host reads a step's numbers when the next is under way."""
     ours = CudaJudge(gpu, None, 0.0)
     verdicts = []
@@ -89,7 +83,7 @@ def test_a_verdict_outlives_the_next(gpu: Emulator) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_kept_comes_back(gpu: Emulator, name: str) -> None:
+def test_what_is_kept_comes_back(gpu: Gpu, name: str) -> None:
     """The scale itself stays where the backward has found it."""
     ours, theirs = judges(gpu, CONFIGS[name], 1.0)
     scale, kept = ours.scale, Kept(7, 64.0, 2, 1)
@@ -100,6 +94,6 @@ def test_what_is_kept_comes_back(gpu: Emulator, name: str) -> None:
     assert ours.look(np.ones((1, 1)), np.ones(1)).number == 8
 
 
-def test_no_numbers_before_it_is_decided(gpu: Emulator) -> None:
+def test_no_numbers_before_it_is_decided(gpu: Gpu) -> None:
     with pytest.raises(AssertionError, match="not decided"):
         CudaJudge(gpu, None, 0.0).look(np.ones((1, 1)), np.ones(1)).numbers()

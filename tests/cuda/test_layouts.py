@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda.emulator import needs_emulator
-from cuda.strict import WAITS, StrictGpu
+from cuda.devices import array_gpu, on_gpu
+from cuda.strict import WAITS
 from layouts import (
     GPT2,
     LLAMA,
@@ -27,11 +27,8 @@ from layouts import (
 
 from minitrain.arrays.device import HOST, Device, on_host, put
 from minitrain.build import make_trainer
-from minitrain.comm.device import DeviceWorld
 from minitrain.comm.grid import make_grid
-from minitrain.comm.interface import World
 from minitrain.comm.single import SingleComm
-from minitrain.comm.staged import Staging
 from minitrain.config import Config, LossScaleConfig, OptimConfig
 from minitrain.curvature import estimate_curvature
 from minitrain.data.philox import normal
@@ -41,7 +38,7 @@ from minitrain.optim.optimizer import Elementwise
 from minitrain.resolve import resolve
 from minitrain.step import Trainer, start_step
 
-pytestmark = needs_emulator
+pytestmark = pytest.mark.usefixtures("gpu")  # skips where there is none
 
 MODELS = {
     name: replace(model, layers=2) for name, model in (("llama", LLAMA), ("tied", LLAMA_TIED), ("gpt2", GPT2))
@@ -55,11 +52,6 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 STEPS = 3
 ALL = (slice(None),)
-
-
-def on_gpu(world: World) -> tuple[Device, World]:
-    gpu = StrictGpu()
-    return gpu, world if world.size == 1 else DeviceWorld(world, Staging(gpu).connect)
 
 
 @functools.cache
@@ -134,7 +126,7 @@ def test_stochastic_rounding(name: str) -> None:
     config = optimizing(name, "bf16-pure")
     config = replace(config, optim=replace(config.optim, stochastic_rounding=True))
     weights = []
-    for device in (HOST, StrictGpu()):
+    for device in (HOST, array_gpu()):
         trainer = trainer_on(device, config)
         verdict = trainer.judge.look(*(device.to_device(np.array([x])) for x in (1.0, 4.0)))
         trainer.judge.decide(verdict)
@@ -150,11 +142,12 @@ def trainer_on(device: Device, config: Config) -> Trainer:
     return make_trainer(config, make_grid(SingleComm(), config), random_weights, device)
 
 
+@pytest.mark.skipif("config.option.gpu", reason="waits are counted by the arrays of the tests")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_leaves_the_gpu_alone(name: str) -> None:
     """No wait from its beginning to its end; one, for the verdict, if an optimizer looks at whole tensors."""
     config = optimizing(name, "fp32")
-    trainer = trainer_on(StrictGpu(), config)
+    trainer = trainer_on(array_gpu(), config)
     batch = on_device(batch_of(config, 1, 0), trainer.stage.memory.device)
     elementwise = isinstance(trainer.updater.optimizer, Elementwise)
     WAITS.n = 0
@@ -192,7 +185,7 @@ def spoiled(trainer: Trainer, batch: Any, step: int) -> Any:
 def test_a_step_that_overflows_in_fp16() -> None:
     """Nothing of it remains but a lower scale; the host hears of it when the next step is under way."""
     config = replace(optimizing("adamw", "fp16"), loss_scale=LossScaleConfig(initial=64.0))
-    trainer = trainer_on(StrictGpu(), config)
+    trainer = trainer_on(array_gpu(), config)
     batch = on_device(batch_of(config, 1, 0), trainer.stage.memory.device)
     first = start_step(trainer, batch, 1e-2, 1)
     before = state_of(trainer)
@@ -207,7 +200,7 @@ def test_a_step_that_overflows_in_fp16() -> None:
 
 def test_a_gradient_that_is_not_finite_is_named_a_step_later() -> None:
     config = optimizing("adamw", "bf16")
-    trainer = trainer_on(StrictGpu(), config)
+    trainer = trainer_on(array_gpu(), config)
     batch = on_device(batch_of(config, 1, 0), trainer.stage.memory.device)
     before = state_of(trainer)
     first = spoiled(trainer, batch, 7)

@@ -3,7 +3,6 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 
 from minitrain.ops import linear as reference
 from minitrain.ops.cuda.linear import BAND, bias_backward, linear_backward, linear_forward, linear_wide
@@ -13,11 +12,6 @@ FP16, FP32, FP64 = (np.dtype(t) for t in (np.float16, np.float32, np.float64))
 TYPES = [(FP64, FP64), (FP32, FP32), (FP16, FP16), (BF16, BF16), (FP16, FP32), (BF16, FP32)]  # of x, of dW
 ULP = {FP64: 2.0**-52, FP32: 2.0**-23, FP16: 2.0**-10, BF16: 2.0**-7}  # a unit in the last place of 1
 SIZES = [(1, 1, 1), (7, 5, 3), (33, 31, 65), (2, 64, 32)]  # N, I, O
-
-
-@pytest.fixture
-def gpu():
-    return Emulator()
 
 
 def normal(dtype, *shape, seed=0):
@@ -60,7 +54,6 @@ def test_forward(gpu, monkeypatch, N, I, O, with_bias, types):
         np.testing.assert_array_equal(a, b)
 
 
-@needs_emulator
 @pytest.mark.parametrize("types", TYPES, ids=str)
 @pytest.mark.parametrize(("N", "I", "O"), SIZES)
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -83,7 +76,6 @@ def test_backward(gpu, monkeypatch, N, I, O, with_bias, types):
         np.testing.assert_array_equal(a, b)
 
 
-@needs_emulator
 @pytest.mark.parametrize("types", TYPES, ids=str)
 @pytest.mark.parametrize("N", [1, 31, BAND - 1, BAND, BAND + 1, 3 * BAND + 9])
 @pytest.mark.parametrize("O", [1, 33, 257])
@@ -129,7 +121,6 @@ class Factors:
         self.dy = Rounded(ml_dtypes.float8_e5m2, 1024)
 
 
-@needs_emulator
 def test_fp8_rounds_the_factors_and_not_what_a_bias_gets(gpu):
     N, I, O = 9, 7, 5
     fp8, x, w, bias = Factors(), normal(BF16, N, I), normal(BF16, O, I, seed=1), normal(BF16, O)

@@ -2,22 +2,16 @@
 
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 from cuda.numbers import TYPES, assert_rounded, random
 
+from minitrain.arrays.device import Gpu
 from minitrain.ops import loss as reference
 from minitrain.ops.cuda import loss
 
-pytestmark = needs_emulator
 SIZES = [(1, 1), (3, 31), (2, 32), (7, 257), (3, 2051)]  # N, V
 FIRST = 100
 WIDE = {name: TYPES[name] for name in ("fp64", "fp32")}
 OUT = [("fp64", None), ("fp64", "fp64"), ("fp32", None), ("fp32", "fp32"), ("fp32", "fp16"), ("fp32", "bf16")]
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Emulator:
-    return Emulator()
 
 
 def logits(N: int, V: int, dtype: np.dtype) -> np.ndarray:
@@ -32,7 +26,7 @@ def targets(N: int, V: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", WIDE.values(), ids=WIDE)
 @pytest.mark.parametrize("N, V", SIZES)
-def test_local_max(gpu: Emulator, N: int, V: int, dtype: np.dtype) -> None:
+def test_local_max(gpu: Gpu, N: int, V: int, dtype: np.dtype) -> None:
     z = logits(N, V, dtype)
     z[:, V - 1] += 20 * (np.arange(N) % 2)  # the last is sometimes the largest
     z -= 50  # less than nothing at all
@@ -40,7 +34,7 @@ def test_local_max(gpu: Emulator, N: int, V: int, dtype: np.dtype) -> None:
     np.testing.assert_array_equal(m, reference.local_max(z))
 
 
-def test_nan_is_the_largest(gpu: Emulator) -> None:
+def test_nan_is_the_largest(gpu: Gpu) -> None:
     z = logits(2, 40, TYPES["fp32"])
     z[1, 33] = np.nan
     assert np.isnan(loss.local_max(gpu, z)).tolist() == [False, True]
@@ -50,7 +44,7 @@ def test_nan_is_the_largest(gpu: Emulator) -> None:
 
 @pytest.mark.parametrize("dtype", WIDE.values(), ids=WIDE)
 @pytest.mark.parametrize("N, V", SIZES)
-def test_forward(gpu: Emulator, N: int, V: int, dtype: np.dtype) -> None:
+def test_forward(gpu: Gpu, N: int, V: int, dtype: np.dtype) -> None:
     z, of_target = logits(N, V, dtype), targets(N, V)
     exact = z.astype(np.float64)
     m = reference.local_max(z) + dtype.type(0.5)  # as if another rank had the largest
@@ -65,7 +59,7 @@ def test_forward(gpu: Emulator, N: int, V: int, dtype: np.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", WIDE.values(), ids=WIDE)
 @pytest.mark.parametrize("N, V", SIZES)
-def test_maximum_and_sums_at_once(gpu: Emulator, N: int, V: int, dtype: np.dtype) -> None:
+def test_maximum_and_sums_at_once(gpu: Gpu, N: int, V: int, dtype: np.dtype) -> None:
     z, of_target = logits(N, V, dtype), targets(N, V)
     z[0] = np.sort(z[0])  # the maximum rises all the time
     z[N // 2, : V // 2] = -np.inf
@@ -81,7 +75,7 @@ def test_maximum_and_sums_at_once(gpu: Emulator, N: int, V: int, dtype: np.dtype
 @pytest.mark.parametrize("scale_on_device", [False, True], ids=["number", "array"])
 @pytest.mark.parametrize("name, out", OUT)
 @pytest.mark.parametrize("N, V", SIZES)
-def test_backward(gpu: Emulator, N: int, V: int, name: str, out, scale_on_device, from_logits) -> None:
+def test_backward(gpu: Gpu, N: int, V: int, name: str, out, scale_on_device, from_logits) -> None:
     x, of_target = logits(N, V, TYPES[name]), targets(N, V)
     m, sums = loss.max_and_sums(gpu, x, of_target, FIRST)
     sums[0] *= 1.5  # other ranks have more
@@ -110,7 +104,7 @@ def test_backward(gpu: Emulator, N: int, V: int, name: str, out, scale_on_device
         np.testing.assert_array_equal(x, given)
 
 
-def test_no_rows(gpu: Emulator) -> None:
+def test_no_rows(gpu: Gpu) -> None:
     z, of_target = np.zeros((0, 5), np.float32), np.zeros(0, np.int64)
     m = loss.local_max(gpu, z)
     sums = loss.exp_and_sums(gpu, z, m, of_target, 0)

@@ -2,25 +2,19 @@
 
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 from cuda.numbers import TYPES, assert_rounded, random
 
+from minitrain.arrays.device import Gpu
 from minitrain.ops import mlp as reference
 from minitrain.ops.cuda import mlp
 
-pytestmark = needs_emulator
 SIZES = [(1, 1), (3, 31), (2, 33), (7, 257), (16, 64)]
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Emulator:
-    return Emulator()
 
 
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "shifted"])
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("N, F", SIZES)
-def test_swiglu(gpu: Emulator, N: int, F: int, dtype: np.dtype, offset: int) -> None:
+def test_swiglu(gpu: Gpu, N: int, F: int, dtype: np.dtype, offset: int) -> None:
     gate, up, dh = (shifted(random(name, (N, F), dtype) * dtype.type(3), offset) for name in ("g", "u", "dh"))
     given = [a.copy() for a in (gate, up, dh)]
     h, saved = mlp.swiglu_forward(gpu, gate, up)
@@ -37,7 +31,7 @@ def test_swiglu(gpu: Emulator, N: int, F: int, dtype: np.dtype, offset: int) -> 
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "shifted"])
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("N, F", SIZES)
-def test_gelu(gpu: Emulator, N: int, F: int, dtype: np.dtype, offset: int) -> None:
+def test_gelu(gpu: Gpu, N: int, F: int, dtype: np.dtype, offset: int) -> None:
     x, dh = (shifted(random(name, (N, F), dtype) * dtype.type(2), offset) for name in ("x", "dh"))
     given = [a.copy() for a in (x, dh)]
     h, saved = mlp.gelu_forward(gpu, x)
@@ -50,7 +44,7 @@ def test_gelu(gpu: Emulator, N: int, F: int, dtype: np.dtype, offset: int) -> No
         np.testing.assert_array_equal(before, after)
 
 
-def test_large_numbers_give_no_nan(gpu: Emulator) -> None:
+def test_large_numbers_give_no_nan(gpu: Gpu) -> None:
     z = np.array([[-200.0, 200.0, 0.0]], np.float32)
     h, saved = mlp.swiglu_forward(gpu, z, np.ones_like(z))
     np.testing.assert_array_equal(h, [[0, 200, 0]])
@@ -59,7 +53,7 @@ def test_large_numbers_give_no_nan(gpu: Emulator) -> None:
     assert np.isfinite(mlp.gelu_backward(gpu, np.ones_like(z), mlp.gelu_forward(gpu, z)[1])).all()
 
 
-def test_no_rows(gpu: Emulator) -> None:
+def test_no_rows(gpu: Gpu) -> None:
     x = np.zeros((0, 8), np.float32)
     assert mlp.gelu_forward(gpu, x)[0].shape == (0, 8)
 

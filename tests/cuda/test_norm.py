@@ -2,27 +2,21 @@
 
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 from cuda.numbers import TYPES, assert_rounded, random, types_with_gradients
 
+from minitrain.arrays.device import Gpu
 from minitrain.ops import norm as reference
 from minitrain.ops.cuda import norm
 
-pytestmark = needs_emulator
 SIZES = [(1, 1), (3, 31), (2, 33), (5, 96), (300, 257), (2, 2100)]
 EPS = 1e-5
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Emulator:
-    return Emulator()
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
 @pytest.mark.parametrize("bias", [False, True], ids=["rms", "layer"])
 @pytest.mark.parametrize("dtype, grad_dtype", types_with_gradients())
 @pytest.mark.parametrize("N, D", SIZES)
-def test_norm(gpu: Emulator, N: int, D: int, dtype, grad_dtype, bias: bool, residual: bool) -> None:
+def test_norm(gpu: Gpu, N: int, D: int, dtype, grad_dtype, bias: bool, residual: bool) -> None:
     if (N, D) == SIZES[4] and dtype not in (TYPES["fp64"], TYPES["bf16"]):
         pytest.skip("the large one in two types")
     x, dy, r, dr = (random(f"{name} {N} {D}", (N, D), dtype) for name in ("x", "dy", "r", "dr"))
@@ -55,7 +49,7 @@ def test_norm(gpu: Emulator, N: int, D: int, dtype, grad_dtype, bias: bool, resi
         np.testing.assert_array_equal(before, after)
 
 
-def test_no_rows(gpu: Emulator) -> None:
+def test_no_rows(gpu: Gpu) -> None:
     x = np.zeros((0, 8), np.float32)
     gain, dgain = np.ones(8, np.float32), np.ones(8, np.float32)
     y, saved = norm.rms_norm_forward(gpu, x, gain, EPS)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 from cuda.numbers import random
 
+from minitrain.arrays.device import Gpu
 from minitrain.arrays.threads import blocks
 from minitrain.model.spec import ParamSpec
 from minitrain.optim.adagrad import adagrad
@@ -34,7 +34,6 @@ from minitrain.optim.stochastic import stochastic_rounding
 from minitrain.parallel.unit import Held
 from minitrain.precision import PRECISIONS, Precision
 
-pytestmark = needs_emulator
 B, EPS = (0.9, 0.95), 1e-3
 OPTIMIZERS: dict[str, Elementwise] = {
     "sgd": sgd(),
@@ -53,11 +52,6 @@ OPTIMIZERS: dict[str, Elementwise] = {
 TABLE = [PRECISIONS[name] for name in ("fp64", "fp32", "fp16", "bf16", "bf16-pure")]
 by_precision = pytest.mark.parametrize("types", TABLE, ids=["fp64", "fp32", "fp16", "bf16", "bf16-pure"])
 by_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-
-
-@pytest.fixture(scope="module")
-def gpu() -> Emulator:
-    return Emulator()
 
 
 @dataclass
@@ -99,7 +93,7 @@ def assert_same(ours: Vectors, theirs: Vectors) -> None:
 
 @by_precision
 @by_optimizer
-def test_steps_are_the_reference_s(gpu: Emulator, name: str, types: Precision) -> None:
+def test_steps_are_the_reference_s(gpu: Gpu, name: str, types: Precision) -> None:
     """On parts of vectors that begin anywhere, with a rate of zero at the seventh step, and gradients of zero
     among others. Other elements stay.
     """
@@ -131,7 +125,7 @@ def test_steps_are_the_reference_s(gpu: Emulator, name: str, types: Precision) -
 
 @by_precision
 @by_optimizer
-def test_a_rejected_step_changes_no_byte(gpu: Emulator, name: str, types: Precision) -> None:
+def test_a_rejected_step_changes_no_byte(gpu: Gpu, name: str, types: Precision) -> None:
     optimizer, n = OPTIMIZERS[name], 257
     vectors, grad = Vectors.of(optimizer, types, n), np.full(n, np.nan, types.grad)
     before = vectors.bytes()
@@ -143,7 +137,7 @@ def test_a_rejected_step_changes_no_byte(gpu: Emulator, name: str, types: Precis
 
 
 @by_optimizer
-def test_no_elements(gpu: Emulator, name: str) -> None:
+def test_no_elements(gpu: Gpu, name: str) -> None:
     optimizer = OPTIMIZERS[name]
     vectors, grad = Vectors.of(optimizer, PRECISIONS["fp32"], 8), np.ones(8, np.float32)
     before = vectors.bytes()
@@ -154,7 +148,7 @@ def test_no_elements(gpu: Emulator, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam8bit"])
-def test_a_thread_has_many_elements(gpu: Emulator, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_has_many_elements(gpu: Gpu, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a vector that needs more blocks than are started, the last ones of it in part."""
     monkeypatch.setattr(elementwise, "blocks", lambda n, itemsize: blocks(n, itemsize, most=2))
     optimizer, n = OPTIMIZERS[name], 9999
@@ -187,7 +181,7 @@ HELD = {
 
 @pytest.mark.parametrize("which", HELD)
 @pytest.mark.parametrize("name", ["sgd", "adamw", "sage", "adam8bit"])
-def test_stochastic_rounding(gpu: Emulator, name: str, which: str) -> None:
+def test_stochastic_rounding(gpu: Gpu, name: str, which: str) -> None:
     """The same bits for the same values."""
     optimizer, of, types = OPTIMIZERS[name], HELD[which], PRECISIONS["bf16-pure"]
     if optimizer.align > 1:  # tensors begin with a block
@@ -207,7 +201,7 @@ def test_stochastic_rounding(gpu: Emulator, name: str, which: str) -> None:
     assert not np.array_equal(nearest.param, ours.param)
 
 
-def test_what_is_not_finite_stays(gpu: Emulator) -> None:
+def test_what_is_not_finite_stays(gpu: Gpu) -> None:
     """The largest number of fp32 may be rounded away from zero, to infinity."""
     optimizer, types = OPTIMIZERS["sgd"], PRECISIONS["bf16-pure"]
     of = HELD["a vector"]
@@ -229,7 +223,7 @@ def test_what_is_not_finite_stays(gpu: Emulator) -> None:
 # ---- Moments of 8 bits
 
 
-def test_of_two_codes_equally_near_the_lower_is_taken(gpu: Emulator) -> None:
+def test_of_two_codes_equally_near_the_lower_is_taken(gpu: Gpu) -> None:
     """Gradients in the very middle between two values of the map; without averages they are m."""
     optimizer = adam8bit((0.0, 0.0), EPS)
     grad = np.append(MIDPOINTS[True], np.float32(1)) * np.float32(4)
@@ -252,7 +246,7 @@ def test_the_map_s_ties_are_ties() -> None:
 
 
 @by_precision
-def test_absorb(gpu: Emulator, types: Precision) -> None:
+def test_absorb(gpu: Gpu, types: Precision) -> None:
     optimizer = OPTIMIZERS["sophia"]
     for n in (0, 1, 33, 1000):
         ours, theirs = (Vectors.of(optimizer, types, n) for _ in range(2))
@@ -267,7 +261,7 @@ def test_absorb(gpu: Emulator, types: Precision) -> None:
         assert_same(ours, theirs)
 
 
-def test_an_estimate_has_the_type_of_computation(gpu: Emulator) -> None:
+def test_an_estimate_has_the_type_of_computation(gpu: Gpu) -> None:
     optimizer = OPTIMIZERS["sophia"]
     state = Vectors.of(optimizer, PRECISIONS["bf16-pure"], 8).state
     estimate = np.zeros(8, ml_dtypes.bfloat16)

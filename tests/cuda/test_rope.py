@@ -2,20 +2,18 @@
 
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 from cuda.numbers import TYPES, assert_rounded, random
 
+from minitrain.arrays.device import Gpu
 from minitrain.ops import rope as reference
 from minitrain.ops.cuda import rope
 
-pytestmark = needs_emulator
 SIZES = [(1, 1, 1, 2), (2, 3, 1, 6), (2, 7, 3, 10), (3, 5, 2, 64), (1, 2, 9, 128)]
 
 
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("B, T, H, K", SIZES)
-def test_rotation(B: int, T: int, H: int, K: int, dtype: np.dtype) -> None:
-    gpu = Emulator()
+def test_rotation(gpu: Gpu, B: int, T: int, H: int, K: int, dtype: np.dtype) -> None:
     x = random("x", (B, T, H, K), dtype)
     wide = np.float64 if dtype == np.float64 else np.float32
     table = reference.rope_table(T + 2, K, 100.0, wide)  # longer than the sequences
@@ -30,6 +28,6 @@ def test_rotation(B: int, T: int, H: int, K: int, dtype: np.dtype) -> None:
     np.testing.assert_array_equal(table, before)
 
 
-def test_no_sequences() -> None:
+def test_no_sequences(gpu: Gpu) -> None:
     x = np.zeros((0, 4, 2, 8), np.float32)
-    assert rope.rope_forward(Emulator(), x, reference.rope_table(4, 8, 100.0, np.float32)) is x
+    assert rope.rope_forward(gpu, x, reference.rope_table(4, 8, 100.0, np.float32)) is x

@@ -4,21 +4,20 @@ import math
 
 import numpy as np
 import pytest
-from cuda.emulator import Emulator, needs_emulator
 from cuda.numbers import TYPES, random
 
+from minitrain.arrays.device import Gpu
 from minitrain.optim.cuda import vectors
 from minitrain.optim.cuda.vectors import CudaVectorOps
 from minitrain.optim.vectors import NOWHERE, VectorOps
 
-pytestmark = needs_emulator
 by_type = pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 SIZES = [(0, 0), (1, 0), (31, 3), (257, 1), (1000, 8), (9999, 0), (9999, 5)]  # and where the vector starts
 
 
-@pytest.fixture(scope="module")
-def ops() -> CudaVectorOps:
-    return CudaVectorOps(Emulator())
+@pytest.fixture
+def ops(gpu: Gpu) -> CudaVectorOps:
+    return CudaVectorOps(gpu)
 
 
 def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
