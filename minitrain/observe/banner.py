@@ -26,8 +26,8 @@ class Place(NamedTuple):
     vocab: range
 
 
-def banner(config: Config, notices: list[str]) -> str:
-    """The text that is printed before the first step."""
+def banner(config: Config, notices: list[str], gpus: str = "") -> str:
+    """The text that is printed before the first step. `gpus`: on which, if it is on any."""
     facts = {
         "model": _model(config),
         "precision": _precision(config),
@@ -35,6 +35,7 @@ def banner(config: Config, notices: list[str]) -> str:
         "batch": _batch(config),
         "optimizer": _optimizer(config),
         "layout": _layout(config),
+        **({"gpus": gpus} if gpus else {}),
         "run": config.run.dir or f"runs/{run_name(config)}, numbered",
     }
     lines = [*facts.items(), *(("note", notice) for notice in notices)]

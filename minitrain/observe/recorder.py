@@ -14,6 +14,8 @@ from minitrain.durable import flush, write_text
 from minitrain.errors import ConfigError, Problem
 from minitrain.observe.banner import banner
 from minitrain.observe.console import say
+from minitrain.observe.flops import flops_per_token
+from minitrain.observe.hardware import UNKNOWN, Hardware
 from minitrain.observe.progress import Progress, Quiet, make_progress
 from minitrain.observe.run_directory import METRICS, cut_metrics
 
@@ -36,7 +38,7 @@ class StepMetrics(NamedTuple):
 class AnyRecorder(Protocol):
     """What `train` calls, in this order; every rank does, and rank 0's recorder alone acts."""
 
-    def begin(self, config: Config, done: int = 0) -> None: ...
+    def begin(self, config: Config, done: int = 0, hardware: Hardware = UNKNOWN) -> None: ...
 
     def step(self, metrics: StepMetrics) -> None: ...
 
@@ -54,7 +56,7 @@ class AnyRecorder(Protocol):
 class SilentRecorder:
     """That of every rank but the first."""
 
-    def begin(self, config: Config, done: int = 0) -> None:
+    def begin(self, config: Config, done: int = 0, hardware: Hardware = UNKNOWN) -> None:
         pass
 
     def step(self, metrics: StepMetrics) -> None:
@@ -86,25 +88,27 @@ class Recorder:
         self.notices = list(notices)
         self.progress: Progress = Quiet()  # before there are steps
 
-    def begin(self, config: Config, done: int = 0) -> None:
+    def begin(self, config: Config, done: int = 0, hardware: Hardware = UNKNOWN) -> None:
         """Starts the files, or goes on with them after `done` steps, and prints the banner. Raises
         ConfigError if `run.dir` cannot be used, as does every later call that cannot write.
         """
         assert config.run.dir is not None and config.train.global_batch is not None
         self.config, self.directory = config, Path(config.run.dir)
         self.tokens_a_step = config.train.global_batch * config.model.seq_len
+        self.flops_a_token, self.peak = flops_per_token(config.model), hardware.peak
         if config.run.resume != "no" and (self.directory / METRICS).exists():
             self._continue_files(done)
         else:
             self._start_files()
-        say(banner(config, self.notices))
+        say(banner(config, [*self.notices, *hardware.notes], hardware.text))
         self.progress = make_progress(config.run.progress, config.train.steps, done=done)
         self.started = time.perf_counter()
 
     def step(self, metrics: StepMetrics) -> None:
         """One line of metrics.jsonl and one of progress."""
         speed = self.tokens_a_step / metrics.seconds if metrics.seconds > 0 else None
-        derived = {"tokens_per_second": speed, "mfu": None}
+        mfu = speed * self.flops_a_token / self.peak if speed and self.peak else None
+        derived = {"tokens_per_second": speed, "mfu": mfu}
         self._write(metrics._asdict() | derived)
         self.progress.step(step_line(metrics, self.config.train.steps, speed))
 
