@@ -11,6 +11,8 @@ from minitrain.errors import ConfigError, InternalError, MinitrainError, Problem
 
 INTERRUPTED = 130  # as a shell reports the signal of Ctrl-C
 OUT_OF_MEMORY = 2  # what was asked for does not fit: a matter of configuration
+NO_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED")
+OF_CUDA = ("CUDARuntimeError", "CUDADriverError")  # as CuPy names what comes from CUDA
 GRACE = 0.2  # seconds in which the launcher passes on what was printed, before its own words about the end
 DELAY = 2 * GRACE  # seconds a rank, so that one speaks when several fail at once
 LONGEST_DELAY = 3.0
@@ -55,11 +57,20 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     return InternalError.exit_code
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the host or of a GPU. CuPy's own is a MemoryError. What it passes on from CUDA and cuBLAS is known
+    by its words, as nothing of these is imported here.
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    )
 
 
 def problems_of(error: BaseException) -> list[Problem]:
@@ -67,13 +78,13 @@ def problems_of(error: BaseException) -> list[Problem]:
     if isinstance(error, MinitrainError):
         return [Problem(*(one_line(part) for part in problem)) for problem in error.problems]
     message, place = one_line(str(error)), _place(error)
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         remedy = "lower train.micro_batch or the model's sizes, or split it over more ranks (tp, pp, zero)"
         return [Problem(f"out of memory: {message or 'nothing more to allocate'}", place, remedy)]
-    name = type(error).__name__
-    return [
-        Problem(f"{name}: {message}" if message else name, place, "run again with --debug for the traceback")
-    ]
+    name, remedy = type(error).__name__, "run again with --debug for the traceback"
+    if name in OF_CUDA:
+        remedy = "a GPU tells of it late: run again with CUDA_LAUNCH_BLOCKING=1 and --debug for the place"
+    return [Problem(f"{name}: {message}" if message else name, place, remedy)]
 
 
 def _of_rank(problems: list[Problem], rank: int | None) -> list[Problem]:
