@@ -42,7 +42,7 @@ def build(config: Config, world: Comm, checkpoint: Manifest | None = None, devic
 
     Collective; if any rank cannot build its part, all raise that error.
     """
-    grid, resume = make_grid(world, config), Path(config.run.resume)
+    grid, resume = make_grid(world, config, device), Path(config.run.resume)
     tokens = together(world, lambda: _open_data(config, world))
     data = _look_at(tokens, world) if checkpoint or config.run.keep else DataSeen(len(tokens.tokens), "")
     if checkpoint:
@@ -112,9 +112,10 @@ def make_trainer(config: Config, grid: Grid, fill: Fill, device: Device = HOST) 
 
 
 def load_batch(config: Config, run: Run, step: int) -> Batch:
-    """This rank's micro-batches of the global batch of `step`."""
+    """This rank's micro-batches of the global batch of `step`, in the memory of its device."""
     train, seq_len, dp = config.train, config.model.seq_len, run.trainer.grid.dp
     assert train.global_batch is not None
     ids_BT, targets_BT = run.loader.batch(step, dp.rank, dp.size)
-    n_rows = train.micro_batch * seq_len
-    return Batch(ids_BT.reshape(-1, n_rows), targets_BT.reshape(-1, n_rows), train.global_batch * seq_len)
+    device, shape = run.trainer.stage.memory.device, (-1, train.micro_batch * seq_len)
+    ids_MN, targets_MN = (device.to_device(x_BT.reshape(shape)) for x_BT in (ids_BT, targets_BT))
+    return Batch(ids_MN, targets_MN, train.global_batch * seq_len)

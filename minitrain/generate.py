@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minitrain.arrays.device import on_host
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.catalogue import checkpoints_in
 from minitrain.checkpoint.hf_config import read_hf_model_config
@@ -87,12 +88,16 @@ def _encode(tokenizer: Tokenizer, prompt: str, vocab: int) -> Array:
 
 
 def _last_logits(stage: Stage, grid: Grid, context: Array) -> tuple[Array, int]:
-    """On the last stage the logits after the last token, for this rank's part of the vocabulary."""
+    """On the last stage the logits after the last token, for this rank's part of the vocabulary. In the
+    host's memory, where the next token is drawn.
+    """
     pp = grid.pp
     # Sequence parallelism deals rows evenly, whatever the length of the text: a copy for each rank.
-    x = np.tile(context, grid.tp.size if stage.tp.sequence else 1)
-    if not stage.is_first:
-        x = stage.empty_activations(x.size)
+    ids_N = np.tile(context, grid.tp.size if stage.tp.sequence else 1)
+    if stage.is_first:
+        x = stage.memory.device.to_device(ids_N)
+    else:
+        x = stage.empty_activations(ids_N.size)
         pp.recv(x, pp.rank - 1)
     x = stage.infer(x, context.size)
     if not stage.is_last:
@@ -101,7 +106,8 @@ def _last_logits(stage: Stage, grid: Grid, context: Array) -> tuple[Array, int]:
     if not stage.tp.sequence:
         x = x[-1:]  # every rank has every row, and one is enough
     logits_NV, first_id = stage.logits(x)
-    return logits_NV[-1], first_id  # the last row is the last token, of the last copy if there are several
+    last = on_host(logits_NV[-1])  # the last row is the last token, of the last copy if there are several
+    return last, first_id
 
 
 def _draw(

@@ -188,15 +188,16 @@ def backpropagate(trainer: Trainer, batch: Batch) -> Array:
 
 
 def evaluate(stage: Stage, grid: Grid, micro_batches: MicroBatches, n_tokens: int) -> float:
-    """Mean loss in nats per token over held-out micro-batches `(ids_BT, targets_BT)`; `n_tokens` counts
-    those of all ranks.
+    """Mean loss in nats per token over held-out micro-batches `(ids_BT, targets_BT)`, in the host's memory;
+    `n_tokens` counts those of all ranks.
     """
     pp, outbox, losses = grid.pp, Outbox(grid.pp), stage.sums.losses(len(micro_batches))
+    to_device = stage.memory.device.to_device
     for m, (ids_BT, targets_BT) in enumerate(micro_batches):
         for kind, _ in forward_only(pp.rank, pp.size, 1):
             match kind:
                 case Kind.LOAD:
-                    x = ids_BT.ravel()
+                    x = to_device(ids_BT.ravel())
                 case Kind.RECV_ACT:
                     x = stage.empty_activations(ids_BT.size)
                     pp.recv(x, pp.rank - 1)
@@ -205,7 +206,8 @@ def evaluate(stage: Stage, grid: Grid, micro_batches: MicroBatches, n_tokens: in
                 case Kind.SEND_ACT:
                     outbox.send(x, pp.rank + 1)
                 case Kind.LOSS:
-                    losses[stage.sums.place(m)] += stage.loss_only(x, targets_BT.ravel()) / n_tokens
+                    nll = stage.loss_only(x, to_device(targets_BT.ravel()))
+                    losses[stage.sums.place(m)] += nll / n_tokens
     outbox.flush()
     for comm in (grid.pp, grid.dp):
         comm.all_reduce(losses)

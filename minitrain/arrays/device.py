@@ -68,6 +68,11 @@ class NumpyDevice:
 HOST = NumpyDevice()
 
 
+def is_array(x: Any) -> bool:
+    """Whether it is one that `on_host` takes. CuPy is not imported for that."""
+    return isinstance(x, np.ndarray) or (hasattr(x, "get") and hasattr(x, "nbytes"))
+
+
 def on_host(x: Array) -> Array:
     """The values as a NumPy array: `x` itself, or a copy of what a GPU holds, for which the host waits."""
     if isinstance(x, np.ndarray):

@@ -12,10 +12,11 @@ same for every layout.
 import copy
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
+from minitrain.arrays.device import on_host, put
 from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.parts import Part, parts_to_read, parts_to_write
@@ -94,8 +95,8 @@ def moments_of(optimizer: Optimizer, spec: ParamSpec, dtype: np.dtype[np.generic
 
 
 class Snapshot(NamedTuple):
-    """What this rank would write: for each unit of its stage the weights, in the type in which they are
-    updated, and what the optimizer remembers; and the maxima that fp8 remembers, by map.
+    """What this rank would write, in the host's memory: for each unit of its stage the weights, in the type
+    in which they are updated, and what the optimizer remembers; and the maxima that fp8 remembers, by map.
     """
 
     masters: list[Array]
@@ -104,10 +105,26 @@ class Snapshot(NamedTuple):
 
     @staticmethod
     def of(stage: Stage, copied: bool) -> "Snapshot":
-        """The arrays themselves, to be written before they change, or copies."""
+        """The arrays themselves, to be written before they change, or copies; of a GPU's always copies."""
         maxima = {name: np.stack([t.history for t in f8.tensors]) for name, f8 in _fp8(stage)}
-        now = Snapshot([unit.master for unit in stage.units], [unit.state for unit in stage.units], maxima)
-        return copy.deepcopy(now) if copied else now
+        masters = [_taken(unit.master, copied) for unit in stage.units]
+        states = [
+            {name: _taken_moment(vector, copied) for name, vector in unit.state.items()}
+            for unit in stage.units
+        ]
+        return Snapshot(masters, states, maxima)
+
+
+def _taken(x: Array, copied: bool) -> Array:
+    return x.copy() if copied and isinstance(x, np.ndarray) else on_host(x)
+
+
+def _taken_moment(vector: Stored, copied: bool) -> Stored:
+    if not isinstance(vector, Quantised):
+        return _taken(vector, copied)
+    taken = copy.copy(vector)
+    taken.codes, taken.largest = _taken(vector.codes, copied), _taken(vector.largest, copied)
+    return taken
 
 
 def write_state(file: StateFile, trainer: Trainer, snapshot: Snapshot) -> int:
@@ -162,17 +179,28 @@ def read_state(file: StateFile, trainer: Trainer, same_tp: bool) -> None:
                         largest = _read_largest(file[f"{moment.name}.largest.{held.spec.name}"], held, grid)
                     values = np.empty(where.stop - where.start, tensor.dtype)
                     _read_held(tensor, held, values)
-                    vector.save(where, values.astype(np.float32, copy=False), largest)
+                    _put_quantised(vector, where, values.astype(np.float32, copy=False), largest)
                 elif moment.for_each:
-                    assert isinstance(vector, np.ndarray)
-                    _read_held(tensor, held, vector[where])
+                    target = cast(Array, vector)[where]
+                    on_gpu = not isinstance(target, np.ndarray)
+                    values = np.empty(target.size, target.dtype) if on_gpu else target
+                    _read_held(tensor, held, values)
+                    if on_gpu:
+                        put(target, values)
                 else:
-                    assert isinstance(vector, np.ndarray)
-                    vector[...] = _read_whole(tensor).reshape(-1)
+                    put(cast(Array, vector), _read_whole(tensor).reshape(-1))
     for name, f8 in _fp8(stage):
         if f"fp8.{name}" in file:
             for tensor8, history in zip(f8.tensors, _read_whole(file[f"fp8.{name}"]), strict=True):
                 tensor8.restore(history)
+
+
+def _put_quantised(vector: Quantised, where: slice, values: Array, largest: Array | None) -> None:
+    """Made on the host, then put where the vector is."""
+    made = Quantised(values.size, vector.signed)
+    made.save(slice(0, values.size), values, largest)
+    put(vector.codes[where], made.codes)
+    put(vector.largest[vector.blocks(where)], made.largest)
 
 
 def _moments(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from minitrain.arrays.blocks import all_finite
+from minitrain.arrays.device import on_host
 from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
 from minitrain.checkpoint.hf_config import read_hf_model_config
@@ -95,5 +96,6 @@ def _write_parts(partial: Path, config: Config, stage: Stage, grid: Grid) -> Non
     with writing_weights(partial):
         for unit in stage.units:
             for part in parts_to_write(unit, grid):
-                writer.write(part.held.spec, part.box, unit.param_shard[part.where].reshape(part.shape))
+                values = on_host(unit.param_shard[part.where])
+                writer.write(part.held.spec, part.box, values.reshape(part.shape))
         writer.flush()

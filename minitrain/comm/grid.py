@@ -15,6 +15,7 @@ The world is `replica x shard x pp x tp`, tp varying fastest, so that the ranks 
 
 from typing import NamedTuple
 
+from minitrain.arrays.device import HOST, Device
 from minitrain.comm.interface import Comm
 from minitrain.comm.tree import tree_ordered
 from minitrain.config import Config
@@ -33,8 +34,10 @@ class Grid(NamedTuple):
     tied: Comm
 
 
-def make_grid(world: Comm, config: Config) -> Grid:
-    """Cuts `world` into the axes of the (resolved) configuration. Collective over `world`."""
+def make_grid(world: Comm, config: Config, device: Device = HOST) -> Grid:
+    """Cuts `world` into the axes of the (resolved) configuration, for gradients in the memory of `device`.
+    Collective over `world`.
+    """
     parallel, model = config.parallel, config.model
     assert parallel.dp and parallel.tp and parallel.pp and parallel.shard and model.kv_heads
     copies = max(1, parallel.tp // model.kv_heads)  # neighbours in tp hold copies of the same kv head
@@ -46,7 +49,7 @@ def make_grid(world: Comm, config: Config) -> Grid:
         return cart.sub([axis in kept for axis in axes], name)
 
     def of_gradients(name: str) -> Comm:
-        return tree_ordered(along(name, name)) if config.run.exact else along(name, name)
+        return tree_ordered(along(name, name), device) if config.run.exact else along(name, name)
 
     pp = along("pp", "pp")
     at_an_end = model.tied and pp.rank in (0, pp.size - 1)

@@ -9,22 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minitrain.arrays.device import HOST, Device
 from minitrain.arrays.pool import Pool
 from minitrain.arrays.tree import TreeSum
 from minitrain.arrays.types import Array
 from minitrain.comm.interface import Cart, Comm, Handle, Reduction
 
 
-def tree_ordered(inner: Comm) -> Comm:
-    """`inner` with sums in tree order. A group of one adds nothing up and is left as it is."""
-    return inner if inner.size == 1 else TreeComm(inner)
+def tree_ordered(inner: Comm, device: Device = HOST) -> Comm:
+    """`inner` with sums in tree order, of arrays of `device`. A group of one adds nothing up and is left as
+    it is.
+    """
+    return inner if inner.size == 1 else TreeComm(inner, device)
 
 
 class TreeComm:
     """Wraps `inner`, whose messages the sums are made of; every other verb is passed on."""
 
-    def __init__(self, inner: Comm) -> None:
-        self._inner, self._pool = inner, Pool()
+    def __init__(self, inner: Comm, device: Device) -> None:
+        self._inner, self._pool = inner, Pool(device)
         self.name, self.rank, self.size, self.members = inner.name, inner.rank, inner.size, inner.members
 
     def all_reduce(self, buffer: Array, op: Reduction = "sum") -> None:

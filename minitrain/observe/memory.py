@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from minitrain.arrays.device import is_array
 from minitrain.parallel.stage import Stage, StageSaved
 
 
@@ -14,8 +13,8 @@ def array_bytes(tree: Any) -> int:
     found: dict[int, int] = {}
 
     def visit(node: Any) -> None:
-        if isinstance(node, np.ndarray):
-            while isinstance(node.base, np.ndarray):
+        if is_array(node):
+            while is_array(node.base):
                 node = node.base
             found[id(node)] = node.nbytes
         elif isinstance(node, tuple | list):

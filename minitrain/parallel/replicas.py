@@ -14,10 +14,12 @@ program. What a single rank holds cannot be compared: nothing is said of it.
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import xxhash
 
+from minitrain.arrays.device import on_host
 from minitrain.arrays.types import Array
 from minitrain.comm.agree import agree, alike
 from minitrain.comm.grid import Grid
@@ -82,14 +84,13 @@ def _arrays(vector: object, where: slice) -> tuple[Array, ...]:
     """The memory of some elements of the optimizer's state."""
     if isinstance(vector, Quantised):
         return vector.codes[where], vector.largest[where.start // BLOCK : -(-where.stop // BLOCK)]
-    assert isinstance(vector, np.ndarray)
-    return (vector[where],)
+    return (cast(Array, vector)[where],)
 
 
 def _hash(arrays: tuple[Array, ...]) -> int:
     hasher = xxhash.xxh3_64()
     for array in arrays:
-        hasher.update(array.reshape(-1).view(np.uint8).data)
+        hasher.update(on_host(array).reshape(-1).view(np.uint8).data)
     return hasher.intdigest()
 
 
