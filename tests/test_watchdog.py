@@ -10,12 +10,16 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from comm.fake_device import LateDevice, device_array
 from launch import REPOSITORY, run, run_python, under_mpirun
 
+from minitrain.comm.device import DeviceWorld
 from minitrain.comm.interface import Comm
+from minitrain.comm.staged import Staging
 from minitrain.comm.threads import ThreadComm, run_threads
 from minitrain.comm.traced import ByteCounter, Call, traced
 from minitrain.watch.calls import KEPT, CallLog, Channel, channel
@@ -239,6 +243,178 @@ def test_time_in_which_the_process_itself_stood_still_does_not_count(tmp_path: P
     dog._waits()
     dog._looked -= 1000
     assert dog._waits() <= 0.2
+
+
+# --- calls that a GPU has not done
+
+
+class FakeGpu:
+    """Does what it is told up to a place."""
+
+    def __init__(self) -> None:
+        self.enqueued, self.done = 0, 0
+
+    def mark(self) -> "FakeMark":
+        self.enqueued += 1
+        return FakeMark(self, self.enqueued)
+
+    def check(self) -> None:
+        pass
+
+
+class FakeMark(NamedTuple):
+    gpu: FakeGpu
+    place: int
+
+    def passed(self) -> bool:
+        return self.place <= self.gpu.done
+
+
+def on_gpu(number: int, on_device: bool = True) -> Call:
+    return Call("all_reduce", "dp", (0, 1), number, "float32", 64, on_device)
+
+
+def unended(calls: CallLog) -> Call | None:
+    pending = calls.unended()
+    return pending.call if pending else None
+
+
+def test_a_call_has_ended_when_the_gpu_has_done_it() -> None:
+    calls, gpu = CallLog(), FakeGpu()
+    calls.gpu = gpu
+    for call in (on_gpu(1), on_gpu(2, on_device=False), on_gpu(3)):
+        calls.begin(call)
+        calls.end()
+    assert gpu.enqueued == 2, "a call on the host's arrays is done"
+    barrier = Call("barrier", "world", (0, 1), 1)
+    calls.begin(barrier)
+    assert unended(calls) == on_gpu(1)
+    gpu.done = 1
+    assert unended(calls) == on_gpu(3)
+    gpu.done = 2
+    assert unended(calls) == barrier
+    calls.end()
+    assert unended(calls) is None
+
+
+def test_calls_that_are_done_are_forgotten() -> None:
+    calls, gpu = CallLog(), FakeGpu()
+    calls.gpu = gpu
+    for number in range(1, 1001):
+        calls.begin(on_gpu(number))
+        calls.end()
+        gpu.done = gpu.enqueued - 3
+    assert len(calls._enqueued) <= 5
+
+
+def test_a_gpu_that_fails_does_not_hide_why() -> None:
+    """Then marks cannot be made either; what is told is the error of the call."""
+
+    class Broken(FakeGpu):
+        def mark(self) -> FakeMark:
+            raise RuntimeError("illegal address")
+
+    calls = CallLog()
+    calls.gpu = Broken()
+    calls.begin(on_gpu(1))
+    calls.end()
+    assert unended(calls) is None
+
+
+def test_arrays_of_a_device_are_told_apart_from_the_hosts() -> None:
+    heard: list[Call] = []
+
+    class Listening(Heard):
+        def begin(self, call: Call) -> None:
+            heard.append(call)
+
+    def rank_main(world: ThreadComm) -> None:
+        watch = Listening() if world.rank == 0 else Heard()
+        comm = traced(DeviceWorld(world, Staging(LateDevice()).connect), ByteCounter(), watch)
+        comm.all_reduce(device_array(1, 2))
+        comm.all_reduce(np.ones(2))
+        handle = comm.start_send(device_array(1), 1 - comm.rank)
+        comm.recv(device_array(1), 1 - comm.rank)
+        handle.wait()
+        comm.barrier()
+
+    run_threads(2, rank_main, LIMIT)
+    assert [(call.verb, call.on_device) for call in heard] == [
+        ("all_reduce", True), ("all_reduce", False), ("send", True), ("recv", True), ("wait", True),
+        ("barrier", False),
+    ]  # fmt: skip
+
+
+def test_waiting_for_a_gpu_is_waiting_in_the_call_that_it_has_not_done(tmp_path: Path) -> None:
+    """However far the host has gone on meanwhile."""
+    calls, gpu = CallLog(), FakeGpu()
+    calls.gpu = gpu
+    dog = make_watchdog(calls, tmp_path / "hang", 1.0)  # looks every 0.1 s
+    for number in (1, 2):
+        calls.begin(on_gpu(number))
+        calls.end()
+    dog._waits()
+    time.sleep(0.05)
+    assert 0.04 < dog._waits() < 0.21
+    entry = to_dump(json.loads(json.dumps(look(0, calls))))
+    assert entry.pending == on_gpu(1) and entry.begun == {(False, "dp", (0, 1)): 2}
+    gpu.done = 1
+    assert dog._waits() == 0, "another call"
+    gpu.done = 2
+    time.sleep(0.05)
+    assert dog._waits() == 0, "nothing is waited for"
+
+
+LOST_PEER = """
+    import sys, threading, time
+    from pathlib import Path
+    from minitrain.errors import TryAgainError
+    from minitrain.watch import watchdog
+    from minitrain.watch.calls import CallLog
+    from minitrain.watch.watchdog import Watchdog
+
+    directory, speaks_first, leaves = Path(sys.argv[1]), sys.argv[2] == "first", sys.argv[3] == "leaves"
+    limit = float(sys.argv[4])
+    watchdog.LONGEST_END, watchdog.SLOWEST = 0.5, 0.04
+
+    class Gpu:
+        def mark(self): ...
+        def check(self):
+            what = "NCCL failed in a call that was under way: remote error"
+            raise TryAgainError(what, "over dp", "restart")
+
+    class World:
+        rank, size = 0, 2
+        def abort(self, code):
+            print("abort", code, flush=True)
+
+    if not speaks_first:
+        (directory / "run").mkdir(parents=True)
+    calls = CallLog()
+    calls.gpu = Gpu()
+    dog = Watchdog(World(), calls, directory / "run", limit, None)
+    dog.start()
+    if leaves:
+        time.sleep(0.2)
+        dog.stop()
+        time.sleep(1.5)
+    else:
+        threading.Event().wait(30)  # the rank's own thread waits for the GPU, for ever
+    print("left by itself")
+"""
+
+
+@pytest.mark.parametrize("limit", [0.4, 0.0])
+def test_a_lost_peer_ends_the_job(limit: float, tmp_path: Path) -> None:
+    """One rank speaks for all. A rank that is about to end of itself says why itself."""
+    code = textwrap.dedent(LOST_PEER)
+    job = run_python(code, tmp_path / "a", "first", "stays", limit, timeout=60)
+    assert job.returncode == 75 and job.stdout == "abort 75\n"
+    assert only_line(job).endswith("NCCL failed in a call that was under way: remote error; over dp; restart")
+    job = run_python(code, tmp_path / "b", "second", "stays", limit, timeout=60)
+    assert (job.returncode, job.stdout, job.stderr) == (75, "abort 75\n", "")
+    job = run_python(code, tmp_path / "c", "first", "leaves", limit, timeout=60)
+    assert (job.returncode, job.stdout, job.stderr) == (0, "left by itself\n", "")
 
 
 # --- whole jobs

@@ -24,7 +24,7 @@ class CupyDevice:
         self.index = index
         cupy.cuda.Device(index).use()
         self.stream = cupy.cuda.get_current_stream()
-        self.gemm: Any = None  # ops/cuda/gemm.py, which stands above this room
+        self.gemm: Any = None  # ops/cuda/gemm.py, which stands above this room: backend.py puts it here
 
     def to_device(self, x: Array) -> Array:
         """By way of pinned memory of CuPy's, so that the host need not wait."""
@@ -69,6 +69,30 @@ class CupyDevice:
         event.record(self.stream)
         return _Reading(target, event, x)
 
+    def mark(self) -> "Mark":
+        """Marks the place that the stream has come to."""
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        return Mark(self.index, event)
+
+
+class Mark(NamedTuple):
+    """A place in a stream."""
+
+    device: int
+    event: Any
+
+    def passed(self) -> bool:
+        """Whether the GPU has done all that was before it, or has failed, of which its user will tell.
+
+        For any thread: one that names no device would take up memory on device 0.
+        """
+        try:
+            cupy.cuda.Device(self.device).use()
+            return bool(self.event.done)
+        except cupy.cuda.runtime.CUDARuntimeError:
+            return True
+
 
 class _Reading(NamedTuple):
     target: Array
@@ -100,7 +124,12 @@ def n_devices() -> int:
         return 0
 
 
-def describe(index: int) -> tuple[str, str]:
-    """The name of a GPU, and its place on the bus of its host, which no other GPU has."""
+class Card(NamedTuple):
+    name: str
+    place: str  # on the bus of its host: no other GPU has it
+
+
+def describe(index: int) -> Card:
+    """Of a GPU."""
     name = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
-    return name, cupy.cuda.runtime.deviceGetPCIBusId(index)
+    return Card(name, cupy.cuda.runtime.deviceGetPCIBusId(index))

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from minitrain.arrays.types import Array
 from minitrain.comm.interface import Cart, Comm, Handle, Reduction
 
@@ -63,7 +65,7 @@ class Call(NamedTuple):
 
     `ranks` are the members of the group; of a message its sender and its receiver. `number` counts the calls
     of this group, or the messages that way, from 1. A started send is two calls of one number: `send`, then
-    `wait` for its end.
+    `wait` for its end. With `on_device` it returns before the GPU has done it, maybe.
     """
 
     verb: str
@@ -72,6 +74,7 @@ class Call(NamedTuple):
     number: int
     dtype: str = ""
     elements: int = 0
+    on_device: bool = False
 
 
 class Watch(Protocol):
@@ -150,23 +153,30 @@ class TracedComm:
 
     def _collective(self, verb: str, buffer: Array | None = None) -> "_Watched":
         self._n_calls += 1
-        dtype, elements = ("", 0) if buffer is None else (buffer.dtype.name, buffer.size)
-        if buffer is not None:
-            self._note(verb, dtype, buffer)
-        return _Watched(self._watch, Call(verb, self.name, self.members, self._n_calls, dtype, elements))
+        call = Call(verb, self.name, self.members, self._n_calls)
+        if buffer is None:
+            return _Watched(self._watch, call)
+        self._note(verb, buffer)
+        return _Watched(self._watch, _with_buffer(call, buffer))
 
     def _message(self, verb: str, buffer: Array, source: int, to: int) -> "_Watched":
-        way, dtype = (self.members[source], self.members[to]), buffer.dtype.name
+        way = self.members[source], self.members[to]
         self._n_messages[way] += 1
         if verb == "send":  # bytes are counted where they are sent
-            self._note(verb, dtype, buffer)
-        return _Watched(self._watch, Call(verb, self.name, way, self._n_messages[way], dtype, buffer.size))
+            self._note(verb, buffer)
+        return _Watched(self._watch, _with_buffer(Call(verb, self.name, way, self._n_messages[way]), buffer))
 
-    def _note(self, verb: str, dtype: str, buffer: Array) -> None:
+    def _note(self, verb: str, buffer: Array) -> None:
         if buffer.size == 0:  # nothing moves
             return
         sent = ring_bytes(verb, buffer.nbytes, self.size)
-        self._ledger(Event(verb, self.name, self.members, dtype, buffer.size, buffer.nbytes, sent))
+        event = Event(verb, self.name, self.members, buffer.dtype.name, buffer.size, buffer.nbytes, sent)
+        self._ledger(event)
+
+
+def _with_buffer(call: Call, buffer: Array) -> Call:
+    on_device = not isinstance(buffer, np.ndarray)
+    return call._replace(dtype=buffer.dtype.name, elements=buffer.size, on_device=on_device)
 
 
 class _TracedCart:

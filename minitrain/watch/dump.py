@@ -40,7 +40,7 @@ def read_dumps(directory: Path, n_ranks: int) -> dict[int, Dump]:
 
 def look(rank: int, calls: CallLog) -> dict[str, Any]:
     """All that another thread can tell of a rank, at this moment."""
-    pending, frames = calls.pending, sys._current_frames()
+    pending, frames = calls.unended(), sys._current_frames()
     call = None
     if pending:
         seconds = time.perf_counter() - pending.since

@@ -1,5 +1,5 @@
-"""A thread on every rank that ends the job when it can go no further: a call that does not end, a launcher
-that is gone.
+"""A thread on every rank that ends the job when it can go no further: a call that does not end, or that a GPU
+knows never to end, and a launcher that is gone.
 
 It uses no MPI but for the end, as the rank's own thread may be inside a call. Ranks meet in the run
 directory:
@@ -23,7 +23,7 @@ from pathlib import Path
 from minitrain.comm.agree import broadcast_text
 from minitrain.comm.interface import World
 from minitrain.config import Config
-from minitrain.errors import Problem, TryAgainError, render
+from minitrain.errors import MinitrainError, Problem, TryAgainError, render
 from minitrain.launched import launched
 from minitrain.watch.calls import CallLog, Pending
 from minitrain.watch.dump import dump_path, look, read_dumps, to_dump, write_dump
@@ -79,16 +79,31 @@ class Watchdog:
         while not self._stopped.wait(self._period):
             if self._parent is not None and os.getppid() != self._parent:
                 self._leave()
+            self._check_gpu()
             if self._limit and self._waits() > self._limit:
                 self._report()
             if self._limit and os.path.exists(self._directory):  # False if that cannot be told
                 self._answer()
 
+    def _check_gpu(self) -> None:
+        """Ends the job if a GPU has lost a peer. That one may be able to say why it ends: it has time to."""
+        if self._calls.gpu is None:
+            return
+        try:
+            self._calls.gpu.check()
+        except MinitrainError as error:
+            if self._stopped.wait(LONGEST_END):  # this rank is about to tell of something itself
+                return
+            if self._is_first():
+                _say(*error.problems)
+                self._end(error.exit_code)
+            self._answer()
+
     def _waits(self) -> float:
         """Seconds for which the present call has been pending, as far as this process was running: stopped
         and continued with all others, it would see them all overdue.
         """
-        now, pending = time.monotonic(), self._calls.pending
+        now, pending = time.monotonic(), self._calls.unended()
         passed = min(now - self._looked, 2 * self._period)
         self._waited = self._waited + passed if pending is not None and pending is self._seen else 0.0
         self._looked, self._seen = now, pending
@@ -100,19 +115,28 @@ class Watchdog:
         if own.pending is None:  # it has ended in this moment
             return
         remedy = "restart from the last checkpoint with --run.resume auto"
+        if not self._is_first():
+            return self._answer()
         try:
-            self._directory.parent.mkdir(parents=True, exist_ok=True)
-            self._directory.mkdir()
             write_dump(self._directory, rank, self._calls)
             self._await_dumps()
             dumps = read_dumps(self._directory, self._world.size)
             remedy += f", the calls and stacks of every rank are in {self._directory}"
-        except FileExistsError:
-            return self._answer()
         except OSError:  # no place to meet
             dumps = {}
         _say(explain(dumps | {rank: own}, remedy))
         self._end()
+
+    def _is_first(self) -> bool:
+        """Whether this rank is to speak for all: it is the first to make the directory, or nobody can."""
+        try:
+            self._directory.parent.mkdir(parents=True, exist_ok=True)
+            self._directory.mkdir()
+        except FileExistsError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def _await_dumps(self) -> None:
         deadline = time.monotonic() + 3 * self._period + PATIENCE
@@ -129,13 +153,13 @@ class Watchdog:
         time.sleep(3 * self._period + PATIENCE + LONGEST_END)
         self._end()
 
-    def _end(self) -> None:
+    def _end(self, code: int = TryAgainError.exit_code) -> None:
         time.sleep(GRACE)
-        last_resort = threading.Timer(LONGEST_END, os._exit, (TryAgainError.exit_code,))
+        last_resort = threading.Timer(LONGEST_END, os._exit, (code,))
         last_resort.daemon = True
         last_resort.start()
-        self._world.abort(TryAgainError.exit_code)
-        os._exit(TryAgainError.exit_code)
+        self._world.abort(code)
+        os._exit(code)
 
     def _leave(self) -> None:
         """The launcher is gone, and with it whoever would end this rank, or read more than one line of it."""
@@ -145,8 +169,8 @@ class Watchdog:
         os._exit(TryAgainError.exit_code)
 
 
-def _say(problem: Problem) -> None:
+def _say(*problems: Problem) -> None:
     try:
-        print(render([problem]), file=sys.stderr, flush=True)
+        print(render(list(problems)), file=sys.stderr, flush=True)
     except OSError:
         pass  # nobody listens
