@@ -137,5 +137,6 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
     precision: Literal["fp64", "fp32", "fp16", "bf16", "bf16-pure", "fp8"] = "fp32"  # types of the tensors
-    backend: Literal["auto", "numpy"] = "auto"  # array library
-    collectives: Literal["auto", "mpi", "threads"] = "auto"  # auto: MPI when a launcher started several ranks
+    backend: Literal["auto", "numpy", "cupy"] = "auto"  # CPUs or GPUs (auto: GPUs if every rank can use one)
+    collectives: Literal["auto", "mpi", "nccl", "threads"] = "auto"  # auto: MPI, or NCCL between GPUs
+    gemm: Literal["auto", "cublaslt", "gemmex"] = "auto"  # products of matrices on GPUs

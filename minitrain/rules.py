@@ -278,6 +278,21 @@ def _rope_theta_is_of_llama(c: Config, world_size: int) -> Breach:
     return "gpt2 has no rotary embedding, but rope_theta is given", "leave rope_theta out, or choose llama"
 
 
+def _nccl_is_of_gpus(c: Config, world_size: int) -> Breach:
+    if c.collectives != "nccl" or c.backend != "numpy":
+        return None
+    return (
+        "nccl moves arrays of GPUs, but the backend is numpy",
+        "leave backend out, or choose collectives mpi",
+    )
+
+
+def _gemm_is_of_gpus(c: Config, world_size: int) -> Breach:
+    if c.gemm == "auto" or c.backend != "numpy":
+        return None
+    return f"{c.gemm} multiplies on GPUs, but the backend is numpy", "leave gemm out, or leave backend out"
+
+
 def _is_power_of_two(n: int) -> bool:
     return n & (n - 1) == 0
 
@@ -330,4 +345,6 @@ TRAIN_RULES = (
     Rule(("loss_scale.initial", "loss_scale.minimum"), _loss_scale_above_minimum),
     Rule(("optim.stochastic_rounding", "precision"), _stochastic_rounding_is_of_bf16_pure),
     Rule(("optim.name", "precision"), _hutchinson_needs_digits),
+    Rule(("collectives", "backend"), _nccl_is_of_gpus),
+    Rule(("gemm", "backend"), _gemm_is_of_gpus),
 )

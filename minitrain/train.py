@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minitrain.arrays.device import Gpu
+from minitrain.backend import opened
 from minitrain.build import Run, build, load_batch
 from minitrain.checkpoint.catalogue import checkpoint_name, clean, is_own, set_aside
 from minitrain.checkpoint.manifest import Manifest
@@ -46,13 +47,13 @@ def train(
     after a checkpoint, when `stop` was asked for on any rank.
     """
     sent, calls = ByteCounter(), CallLog()
-    with watchdog(config, world, calls):
-        comm = traced(checked(world) if config.run.check else world, sent, calls)
-        run = build(config, comm, checkpoint)
+    with watchdog(config, world, calls), opened(config, world, calls) as backend:
+        comm = traced(checked(backend.world) if config.run.check else backend.world, sent, calls)
+        run = build(config, comm, checkpoint, backend.device)
         begun = checkpoint.step if checkpoint else 0
         if config.run.resume != "no":
             together(comm, lambda: tidy(config, begun, recorder) if comm.rank == 0 else None)
-        together(comm, lambda: recorder.begin(config, begun))
+        together(comm, lambda: recorder.begin(config, begun, backend.hardware))
         if checkpoint and run.data != checkpoint.data:
             was, now = checkpoint.data.tokens, run.data.tokens
             recorder.notice(f"other data from here on: {now} tokens, and {was} up to step {begun}")

@@ -40,7 +40,7 @@ ARGUMENTS = [
     Refusal("--precision fp4", ('"fp4", not one of fp64, fp32, fp16, bf16', "nearest is fp")),
     Refusal("--optim.name lions", ('"lions", not one of sgd, momentum,', "nearest is lion")),
     Refusal("--optim.name newton", ('"newton", not one of sgd, momentum,', "choose one of these")),
-    Refusal("--collectives nccl", ("not one of auto, mpi, threads; --collectives; choose one of these",)),
+    Refusal("--collectives nvlink", ("not one of auto, mpi, nccl, threads; --collectives; choose one",)),
     Refusal("--config", ("--config takes 1 file, not 0",)),
     Refusal("--config a.toml --config b.toml", ("error: --config takes 1 file, not 2", "once")),
     Refusal("--config a.toml b.toml", ("error: --config takes 1 file, not 2",)),
@@ -243,6 +243,8 @@ TRAINING = [
         ("decay 40 and warmup 20", "optim.decay = 30"),
     ),
     Refusal("--optim.lr 1e-3 --optim.min_lr 1e-2", ("min_lr 0.01 is above lr 0.001",)),
+    Refusal("--collectives nccl --backend numpy", ("nccl moves arrays of GPUs, but the backend is numpy",)),
+    Refusal("--gemm gemmex --backend numpy", ("gemmex multiplies on GPUs, but the backend is numpy",)),
 ]
 SURROUNDINGS = [
     Refusal("--run.dir full", ("full holds a run already", "choose another run.dir")),

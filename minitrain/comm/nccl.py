@@ -24,6 +24,7 @@ A message of host arrays issues nothing here. A rank that waits for one, whose s
 this rank holds back, waits for ever.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ TYPES = {
     np.dtype(np.uint64): "NCCL_UINT64",
 }
 OPS = {"sum": "NCCL_SUM", "max": "NCCL_MAX"}
+IN_PROGRESS = 7  # ncclInProgress
 DEFECTS = (4, 5)  # ncclInvalidArgument, ncclInvalidUsage: of the call; all others are of the machines
 
 
@@ -67,7 +69,9 @@ def pointer(array: Array) -> int:
 
 def load() -> Any:
     """The module `cupy.cuda.nccl`. Raises ConfigError if it has no library to call."""
-    from cupy.cuda import nccl
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy's, that it has no library, would be ten lines
+        from cupy.cuda import nccl
 
     if not nccl.available:
         remedy = "pip install nvidia-nccl-cu13, or choose --collectives mpi"
@@ -101,7 +105,11 @@ class Nccl:
         """
         for group in list(self._groups.values()):
             with group.errors("a call that was under way"):
-                group.communicator.check_async_error()
+                try:
+                    group.communicator.check_async_error()
+                except self._library.NcclError as error:
+                    if error.status != IN_PROGRESS:
+                        raise
 
     def abort_all(self) -> None:
         """Ends what is under way on the GPU, done or not, so that this process can end. Others are not told.
