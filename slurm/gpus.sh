@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# One GPU a rank: srun shows each rank its own as the only one there is.
-# Never run on GPUs: minitrain has no GPU backend yet, and computes on CPUs whatever it is given.
+# One GPU a rank: srun shows each rank its own as the only one there is. Never run on GPUs (docs/gpu-results.md).
 #   sbatch --nodes=4 slurm/gpus.sh --parallel.tp 4
 #SBATCH --job-name=minitrain
 #SBATCH --nodes=2
@@ -15,4 +14,4 @@
 source slurm/common.sh
 
 launch srun --mpi=pmix --cpus-per-task="$SLURM_CPUS_PER_TASK" --gpus-per-task=1 \
-    python -m minitrain --run.dir "runs/$SLURM_JOB_ID" --run.resume auto --run.save_every 200 "$@"
+    python -m minitrain --run.dir "runs/$SLURM_JOB_ID" --run.resume auto --run.save_every 200 --backend cupy "$@"
