@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <ucontext.h>
@@ -53,7 +54,7 @@ struct Copy {  // into shared memory, of something or of zeros
 struct Fibre {
     ucontext_t first;    // where it begins
     jmp_buf here;        // where it goes on
-    std::vector<char> stack = std::vector<char>(STACK);
+    std::unique_ptr<char[]> stack{new char[STACK]};  // not cleared: what is not touched takes no memory
     bool begun, ended;
     const Barrier* waits_at;  // this barrier, until its phase changes
     int waits_in;
@@ -110,7 +111,7 @@ static void go_on(int i) {
     if (fibre.begun) longjmp(fibre.here, 1);
     fibre.begun = true;
     getcontext(&fibre.first);
-    fibre.first.uc_stack.ss_sp = fibre.stack.data();
+    fibre.first.uc_stack.ss_sp = fibre.stack.get();
     fibre.first.uc_stack.ss_size = STACK;
     fibre.first.uc_link = nullptr;
     makecontext(&fibre.first, enter, 0);
