@@ -168,8 +168,9 @@ def tidy_after_launchers() -> None:
     """Open MPI's mpirun that is killed leaves a directory, named by its process; the next one of the same
     number fails: "The PMIx server's listener thread failed to start".
     """
-    alive = set(map(str, living_processes()))
-    for directory in Path(tempfile.gettempdir()).glob("ompi.*"):
+    directories = list(Path(tempfile.gettempdir()).glob("ompi.*"))
+    alive = set(map(str, living_processes()))  # afterwards: another test may be starting one
+    for directory in directories:
         pid = directory.suffix[1:]
         if pid.isdigit() and pid not in alive:
             shutil.rmtree(directory, ignore_errors=True)
