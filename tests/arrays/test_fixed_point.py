@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrain.arrays.fixed_point import digits, value
@@ -14,6 +14,7 @@ FP64 = np.finfo(np.float64)
 EDGES = [0.0, FP64.smallest_subnormal, FP64.smallest_normal, 1.0, 1 + FP64.eps, FP64.max]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, FP64.max) | st.sampled_from(EDGES), max_size=20))
 def test_the_sum_is_rounded_once(terms: list[float]) -> None:
     exact = sum(map(Fraction, terms), Fraction())

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrain.arrays.flat import Layout, merge, overlap, padded
@@ -37,6 +37,7 @@ def ordered(pieces: list[tuple[int, int]]) -> list[slice]:
     return runs
 
 
+@settings(deadline=None)
 @given(RUNS)
 def test_merge_keeps_the_elements_in_as_few_runs_as_possible(pieces: list[tuple[int, int]]) -> None:
     runs = ordered(pieces)
@@ -46,6 +47,7 @@ def test_merge_keeps_the_elements_in_as_few_runs_as_possible(pieces: list[tuple[
     assert all(a.stop < b.start for a, b in itertools.pairwise(merged))
 
 
+@settings(deadline=None)
 @given(*(st.integers(0, 30) for _ in range(4)))
 def test_overlap_is_the_intersection_counted_from_both_starts(
     start: int, length: int, window_start: int, window_length: int

@@ -139,6 +139,7 @@ def test_any_text_reaches_every_rank() -> None:
     assert run_threads(2, on_rank, 60.0) == [odd, odd]
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text())
 def test_one_line(text: str) -> None:
     line = one_line(text)
