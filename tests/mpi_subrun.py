@@ -115,6 +115,7 @@ class SubRun:
             f"--rootdir={self.config.rootpath}",
             f"--config-file={self.config.inipath}",
             f"--basetemp={folder / 'tmp'}",
+            *("-p", "no:hypothesispytest"),  # whose import takes longer than most of these tests
             *("-o", f"faulthandler_timeout={TEST_LIMIT}", "-o", "faulthandler_exit_on_timeout=true"),
             f"@{selection}",
         ]

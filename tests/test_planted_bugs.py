@@ -6,6 +6,7 @@ rewritten so that `old` is gone, plant the bug anew: do not drop it.
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -517,8 +518,19 @@ def test_a_test_fails(bug: Bug, tmp_path: Path) -> None:
     source = file.read_text()
     assert source.count(bug.old) == 1, f"{bug.file} has changed: plant the bug anew"
     file.write_text(source.replace(bug.old, bug.new))
-    command = [sys.executable, "-m", "pytest", "-x", "--long", bug.test]
-    result = run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    result = pytest_in(tmp_path, bug.test)
     assert result.returncode == 1 and "1 failed" in result.stdout, f"nobody noticed:\n{result.stdout[-2000:]}"
     last_line = re.compile(r"^\S+:\d+: (AssertionError|DeadlockError)$", re.MULTILINE)
     assert last_line.search(result.stdout), f"an error, which no test has seen:\n{result.stdout[-2000:]}"
+
+
+def test_without_a_bug_they_pass() -> None:
+    """The others are in the suite, whose failure they would be."""
+    result = pytest_in(REPOSITORY, "-m", "long", *sorted({bug.test for bug in BUGS}))
+    assert result.returncode == 0, result.stdout[-2000:]
+
+
+def pytest_in(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Without hypothesis: importing it takes longer than most of these tests."""
+    command = [sys.executable, "-m", "pytest", "-x", "--long", "-p", "no:hypothesispytest", *arguments]
+    return run(command, cwd=directory, env={"PYTHONPATH": str(directory)})
