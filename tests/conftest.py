@@ -6,6 +6,8 @@
     `test_name (4 ranks)`. See mpi_subrun.py.
 `mpirun -n 4 python -m pytest --with-mpi`
     Only the tests marked `mpi` run, on all ranks together. See mpi_ranks.py.
+`pytest -n 2`
+    As `pytest`, on two processes, or as many as given. See together.py.
 
 `--long` brings in the tests marked `long`. `--gpu` runs those of tests/cuda on a GPU (cuda/devices.py).
 
@@ -39,8 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
                 "under mpirun, give --with-mpi; or run plain pytest, which starts mpirun itself"
             )
         from mpi_subrun import SubRuns
+        from together import Together
 
         config.pluginmanager.register(SubRuns())
+        config.pluginmanager.register(Together())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -71,7 +71,7 @@ def project(tmp_path: Path) -> Path:
     """A project of its own, with the settings and the machinery of this one."""
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     (tmp_path / "tests").mkdir()
-    for file in ("conftest.py", "launch.py", "mpi_ranks.py", "mpi_subrun.py"):
+    for file in ("conftest.py", "launch.py", "mpi_ranks.py", "mpi_subrun.py", "together.py"):
         shutil.copy(REPOSITORY / "tests" / file, tmp_path / "tests")
     return tmp_path
 

@@ -5,6 +5,7 @@ from cuda import counts
 from cuda.card import Card
 from cuda.devices import Wanted, numpy_gpu, why_not
 from cuda.emulator import Emulator
+from together import LAST_LINES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +29,12 @@ def gpu() -> Emulator | Card:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if counts.summary():
         terminalreporter.write_line(counts.summary())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes tells the one that has the terminal."""
+    if hasattr(session.config, "workeroutput") and counts.summary():
+        session.config.workeroutput[LAST_LINES] = [counts.summary()]
 
 
 @pytest.fixture
