@@ -115,7 +115,7 @@ LAYOUTS = {
     "replicas": "--parallel.dp 2",
     "dp, ZeRO 3, tp": "--parallel.dp 2 --parallel.zero 3 --parallel.tp 2 --parallel.sequence true",
     "pp": "--parallel.pp 2 --run.check true",
-    "exact": "--parallel.dp 2 --run.exact true",
+    "exact, ZeRO 2": "--parallel.dp 2 --parallel.zero 2 --run.exact true",
 }
 
 
