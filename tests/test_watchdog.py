@@ -454,7 +454,7 @@ def test_a_stopped_rank_ends_the_job(tmp_path: Path) -> None:
         entry = json.loads((hang / f"hang-rank-{rank}.json").read_text())
         assert entry["rank"] == rank and 10 < len(entry["last"]) <= KEPT
         assert entry["pending"]["verb"] == "all_reduce" and entry["pending"]["seconds"] > 1
-        assert any("train_step" in line for line in entry["stacks"]["MainThread"])
+        assert any("start_step" in line for line in entry["stacks"]["MainThread"])
 
 
 def test_ranks_on_threads_hang_and_end_too(tmp_path: Path) -> None:
