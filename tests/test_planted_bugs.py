@@ -298,7 +298,7 @@ BUGS = [
     Bug(
         "ranks are added in the library's order under run.exact",
         "comm/grid.py",
-        "return tree_ordered(along(name, name)) if config.run.exact else along(name, name)",
+        "return tree_ordered(along(name, name), device) if config.run.exact else along(name, name)",
         "return along(name, name)",
         exact("llama-dp4tp1pp1-zero1/4-1f1b"),
     ),
