@@ -27,7 +27,7 @@ def narrow(x: Array, dtype: np.dtype[np.generic]) -> Array:
 
 def scratch(x: Array) -> Array:
     """Where to compute what `store` then puts into `x`: `x` itself, or an fp32 array for a narrow one."""
-    return x if compute_type(x.dtype) == x.dtype else np.empty(x.shape, np.float32)
+    return x if compute_type(x.dtype) == x.dtype else np.empty_like(x, dtype=np.float32, order="C")
 
 
 def store(values: Array, x: Array) -> None:
