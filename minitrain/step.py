@@ -106,10 +106,10 @@ def start_step(trainer: Trainer, batch: Batch, lr: float, step: int) -> StartedS
     trainer.judge.decide(verdict)
 
     if stage.precision.fp8:
-        amax = stage.largest_magnitudes()
+        amax = stage.fp8.seen()
         for comm in (grid.dp, grid.tp):
             comm.all_reduce(amax, "max")
-        stage.rescale(amax)
+        stage.fp8.end_step(amax)
     started = StartedStep(trainer, step, verdict, stage.not_finite())
     for unit in stage.units:
         trainer.updater.update(unit, lr, verdict)  # of a rejected step: nothing

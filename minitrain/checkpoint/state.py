@@ -57,7 +57,7 @@ def state_tensors(config: Config, optimizer: Optimizer) -> dict[str, Kind]:
                 tensors[f"{moment.name}.largest.{spec.name}"] = _kind_of_largest(spec, config)
     if precision.fp8:
         specs = (spec for layer in range(config.model.layers) for spec in block_specs(config.model, layer))
-        scaled = Kind((len(Fp8Linear().tensors), HISTORY), np.dtype(np.float32))
+        scaled = Kind((len(Fp8Linear._fields), HISTORY), np.dtype(np.float32))
         tensors |= {f"fp8.{spec.name}": scaled for spec in specs if spec.group == "matrix"}
     return tensors
 
@@ -106,7 +106,7 @@ class Snapshot(NamedTuple):
     @staticmethod
     def of(stage: Stage, copied: bool) -> "Snapshot":
         """The arrays themselves, to be written before they change, or copies; of a GPU's always copies."""
-        maxima = {name: np.stack([t.history for t in f8.tensors]) for name, f8 in _fp8(stage)}
+        maxima = {name: np.stack([on_host(t.history) for t in f8]) for name, f8 in _fp8(stage)}
         masters = [_taken(unit.master, copied) for unit in stage.units]
         states = [
             {name: _taken_moment(vector, copied) for name, vector in unit.state.items()}
@@ -191,7 +191,7 @@ def read_state(file: StateFile, trainer: Trainer, same_tp: bool) -> None:
                     put(cast(Array, vector), _read_whole(tensor).reshape(-1))
     for name, f8 in _fp8(stage):
         if f"fp8.{name}" in file:
-            for tensor8, history in zip(f8.tensors, _read_whole(file[f"fp8.{name}"]), strict=True):
+            for tensor8, history in zip(f8, _read_whole(file[f"fp8.{name}"]), strict=True):
                 tensor8.restore(history)
 
 

@@ -5,7 +5,7 @@ has none the same functions, which NumPy hands over to CuPy.
 """
 
 from minitrain.arrays.device import Device, Gpu
-from minitrain.ops import attention, embedding, linear, loss, mlp, norm, rope
+from minitrain.ops import attention, embedding, fp8, linear, loss, mlp, norm, rope
 
 
 class Ops:
@@ -15,6 +15,7 @@ class Ops:
     linear_wide = staticmethod(linear.linear_wide)
     linear_backward = staticmethod(linear.linear_backward)
     bias_backward = staticmethod(linear.bias_backward)
+    make_scales = staticmethod(fp8.make_scales)
 
     rms_norm_forward = staticmethod(norm.rms_norm_forward)
     rms_norm_backward = staticmethod(norm.rms_norm_backward)

@@ -18,7 +18,6 @@ from minitrain.model import embedding, head
 from minitrain.model.block import BlockContext, BlockSaved, Scales, block_backward, block_forward
 from minitrain.model.spec import block_specs, embedding_specs, head_specs, position_specs, stage_layers
 from minitrain.model.tensor import TensorParallel
-from minitrain.ops.fp8 import Fp8Linear, Scaled8
 from minitrain.ops.rope import rope_table
 from minitrain.ops.table import make_ops
 from minitrain.optim.vectors import NOWHERE
@@ -67,7 +66,10 @@ class Stage:
             self.output = Unit("", embedding_specs(model), self.memory, fill, counted=False)
             self.units.append(self.output)
 
-        self.scales = [self._scales(unit) for unit in self.blocks]
+        rounded = [self._rounded(unit) for unit in self.blocks]
+        self.fp8 = self.ops.make_scales(sum(map(len, rounded)))
+        maps = iter(self.fp8.maps)
+        self.scales: list[Scales] = [{name: next(maps) for name in names} for names in rounded]
         head_width = model.width // model.heads
         rope_TC = None
         if model.arch == "llama":
@@ -99,8 +101,7 @@ class Stage:
         for unit, f8 in zip(self.blocks, self.scales, strict=True):
             with unit.params() as w:
                 x, _ = block_forward(x, w, f8, context)
-        for tensor in self._scaled():
-            tensor.amax = 0.0  # training does not depend on what is looked at between steps
+        self.fp8.forget()  # training does not depend on what is looked at between steps
         return x
 
     def backward(self, dx_SD: Array, saved: StageSaved) -> Array:
@@ -166,23 +167,11 @@ class Stage:
         x_SD: Array = self.memory.device.xp.empty((rows.stop - rows.start, width), self.precision.activation)
         return x_SD
 
-    def largest_magnitudes(self) -> Array:
-        """Of every tensor that fp8 rounds, what this rank saw in this step."""
-        return np.array([tensor.amax for tensor in self._scaled()], np.float32)
-
-    def rescale(self, amax: Array) -> None:
-        """The scales of the next step, from `largest_magnitudes` of all ranks."""
-        for tensor, most in zip(self._scaled(), amax, strict=True):
-            tensor.end_step(float(most))
-
-    def _scales(self, unit: Unit) -> Scales:
+    def _rounded(self, unit: Unit) -> list[str]:
+        """The parameters that are rounded to 8 bits where they are multiplied."""
         if not self.precision.fp8:
-            return {}
-        names = (spec.name.removeprefix(unit.prefix) for spec in unit.specs if spec.group == "matrix")
-        return {name: Fp8Linear() for name in names}
-
-    def _scaled(self) -> Iterator[Scaled8]:
-        return (tensor for scales in self.scales for f8 in scales.values() for tensor in f8.tensors)
+            return []
+        return [spec.name.removeprefix(unit.prefix) for spec in unit.specs if spec.group == "matrix"]
 
     def _embed(self, ids_N: Array, seq_len: int) -> Array:
         assert self.embedding is not None

@@ -4,11 +4,12 @@ from functools import partial
 from types import ModuleType
 
 from minitrain.arrays.device import Gpu
-from minitrain.ops.cuda import embedding, linear, loss, mlp, norm, rope
+from minitrain.ops.cuda import embedding, fp8, linear, loss, mlp, norm, rope
 from minitrain.ops.table import Ops
 
 KERNELS: dict[ModuleType, tuple[str, ...]] = {
     embedding: ("embedding_forward", "embedding_backward"),
+    fp8: ("make_scales",),
     linear: ("linear_forward", "linear_wide", "linear_backward", "bias_backward"),
     loss: ("local_max", "exp_and_sums", "cross_entropy", "logits_backward"),
     mlp: ("swiglu_forward", "swiglu_backward", "gelu_forward", "gelu_backward"),

@@ -7,13 +7,12 @@ Under fp8 the rounded factors come as bf16, which holds each of their values: th
 numbers of 8 bits, at the speed of 16.
 """
 
-from typing import Any
-
 import numpy as np
 
 from minitrain.arrays.device import Gpu
 from minitrain.arrays.narrow import compute_type
 from minitrain.arrays.types import Array
+from minitrain.ops.fp8 import Fp8Linear
 
 SOURCE = "ops/cuda/linear.cu"
 BAND = 256  # rows whose sums a block makes
@@ -21,7 +20,9 @@ COLUMNS = 32  # of a block
 THREADS = 256
 
 
-def linear_forward(gpu: Gpu, x_NI: Array, w_OI: Array, bias_O: Array | None = None, fp8: Any = None) -> Array:
+def linear_forward(
+    gpu: Gpu, x_NI: Array, w_OI: Array, bias_O: Array | None = None, fp8: Fp8Linear | None = None
+) -> Array:
     """y = x W^T + b, in the type of x."""
     y_NO = np.empty_like(x_NI, shape=(len(x_NI), len(w_OI)))
     x_NI, w_OI = (fp8.x.rounded(x_NI), fp8.w.rounded(w_OI)) if fp8 else (x_NI, w_OI)
@@ -29,7 +30,7 @@ def linear_forward(gpu: Gpu, x_NI: Array, w_OI: Array, bias_O: Array | None = No
     return y_NO
 
 
-def linear_wide(gpu: Gpu, x_NI: Array, w_OI: Array, fp8: Any = None) -> Array:
+def linear_wide(gpu: Gpu, x_NI: Array, w_OI: Array, fp8: Fp8Linear | None = None) -> Array:
     """x W^T in the type of the sums."""
     y_NO = np.empty_like(x_NI, shape=(len(x_NI), len(w_OI)), dtype=compute_type(x_NI.dtype))
     x_NI, w_OI = (fp8.x.rounded(x_NI), fp8.w.rounded(w_OI)) if fp8 else (x_NI, w_OI)
@@ -44,7 +45,7 @@ def linear_backward(
     w_OI: Array,
     dw_OI: Array,
     dbias_O: Array | None = None,
-    fp8: Any = None,
+    fp8: Fp8Linear | None = None,
 ) -> Array:
     """Returns dx = dy W; dW += dy^T x, db += sum_n dy_n, which have the type of dy or of the sums."""
     if dbias_O is not None:
