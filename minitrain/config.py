@@ -140,3 +140,4 @@ class Config:
     backend: Literal["auto", "numpy", "cupy"] = "auto"  # CPUs or GPUs (auto: GPUs if every rank can use one)
     collectives: Literal["auto", "mpi", "nccl", "threads"] = "auto"  # auto: MPI, or NCCL between GPUs
     gemm: Literal["auto", "cublaslt", "gemmex"] = "auto"  # products of matrices on GPUs
+    attention: Literal["auto", "materialised", "flash", "cudnn"] = "auto"  # auto: flash on GPUs, if it can be

@@ -19,7 +19,7 @@ from minitrain.observe.run_directory import CHECKPOINTS, METRICS
 from minitrain.resolve import AXES, ranks_wanted
 from minitrain.settings import Settings
 
-OF_ONE_MACHINE = {"backend", "collectives", "gemm"}
+OF_ONE_MACHINE = {"backend", "collectives", "gemm", "attention"}
 OF_ONE_RUN = {"run.dir", "run.resume", "run.accept_new_data"} | OF_ONE_MACHINE  # never taken over
 OF_ONE_LAYOUT = AXES | {"parallel.shard"}
 

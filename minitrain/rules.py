@@ -272,6 +272,13 @@ def _hutchinson_needs_digits(c: Config, world_size: int) -> Breach:
     return what, "precision = fp32 or fp64, or choose sophia-g"
 
 
+def _attention_is_of_gpus(c: Config, world_size: int) -> Breach:
+    if c.backend != "numpy" or c.attention in ("auto", "materialised"):
+        return None
+    what = f"attention {c.attention} needs backend cupy, but the backend is {c.backend}"
+    return what, "leave attention out, or choose cupy"
+
+
 def _rope_theta_is_of_llama(c: Config, world_size: int) -> Breach:
     if c.model.arch == "llama" or c.model.rope_theta == ModelConfig().rope_theta:
         return None
@@ -347,4 +354,5 @@ TRAIN_RULES = (
     Rule(("optim.name", "precision"), _hutchinson_needs_digits),
     Rule(("collectives", "backend"), _nccl_is_of_gpus),
     Rule(("gemm", "backend"), _gemm_is_of_gpus),
+    Rule(("attention", "backend"), _attention_is_of_gpus),
 )

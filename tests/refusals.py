@@ -237,6 +237,10 @@ TRAINING = [
         "--precision bf16 --optim.name sophia-h",
         ("sophia-h takes a difference of two gradients, of which bf16 leaves nothing", "choose sophia-g"),
     ),
+    Refusal(
+        "--backend numpy --attention flash",
+        ("attention flash needs backend cupy, but the backend is numpy; attention, backend; leave",),
+    ),
     Refusal("--optim.decay 10", ("decay belongs to schedule wsd, but the schedule is linear",)),
     Refusal(
         "--train.steps 50 --optim.warmup 20 --optim.schedule wsd --optim.decay 40",

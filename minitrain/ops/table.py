@@ -5,6 +5,8 @@ has none the same functions, which NumPy hands over to CuPy.
 """
 
 from minitrain.arrays.device import Device, Gpu
+from minitrain.arrays.types import DType
+from minitrain.errors import ConfigError, Problem
 from minitrain.ops import attention, embedding, fp8, linear, loss, mlp, norm, rope
 
 
@@ -43,10 +45,16 @@ class Ops:
     logits_backward = staticmethod(loss.logits_backward)
 
 
-def make_ops(device: Device) -> Ops:
-    """Those of the device."""
-    if not isinstance(device, Gpu):
-        return Ops()
-    from minitrain.ops.cuda import CudaOps  # it builds on this file
+def make_ops(device: Device, attention: str, head_width: int, dtype: DType) -> Ops:
+    """Those of the device, with attention as `config.attention` says, for heads of this width and type.
 
-    return CudaOps(device)
+    Raises ConfigError where there is no such attention.
+    """
+    if isinstance(device, Gpu):
+        from minitrain.ops.cuda import CudaOps  # it builds on this file
+
+        return CudaOps(device, attention, head_width, dtype)
+    if attention not in ("auto", "materialised"):
+        what = f"attention {attention} is of GPUs, but arrays are in the host's memory"
+        raise ConfigError([Problem(what, "attention", "leave attention out, or start the run on GPUs")])
+    return Ops()

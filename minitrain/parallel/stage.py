@@ -46,7 +46,8 @@ class Stage:
         self.tp = TensorParallel(grid.tp, parallel.sequence and grid.tp.size > 1)
         leaves = n_micro_batches(config) if exact else None
         self.memory = Memory(device, grid, parallel.zero, self.tp.sequence, self.precision, align, leaves)
-        self.ops = make_ops(device)
+        head_width = model.width // model.heads
+        self.ops = make_ops(device, config.attention, head_width, self.precision.activation)
         self.sums: Sums = ExactSums(device, grid.dp) if exact else PlainSums(device)
         layers = stage_layers(model.layers, grid.pp.rank, grid.pp.size)
 
@@ -70,7 +71,6 @@ class Stage:
         self.fp8 = self.ops.make_scales(sum(map(len, rounded)))
         maps = iter(self.fp8.maps)
         self.scales: list[Scales] = [{name: next(maps) for name in names} for names in rounded]
-        head_width = model.width // model.heads
         rope_TC = None
         if model.arch == "llama":
             table_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.activation)

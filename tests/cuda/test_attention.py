@@ -114,14 +114,16 @@ def test_nothing_to_do(gpu: Emulator, B: int, T: int) -> None:
     assert shapes == [x.shape for x in (q, q, k, v)] and gpu.launches == launches
 
 
-def test_other_widths_are_refused(gpu: Emulator) -> None:
-    q, k, v, _ = operands(1, 5, 4, 2, 48, TYPES["bf16"])
-    with pytest.raises(ConfigError) as refused:
-        attention.attention_forward(gpu, q, k, v)
-    assert str(refused.value) == (
-        "flash attention has no kernel for heads of width 48 in bfloat16; attention = flash; "
-        "use heads of width 32, 64, 128, or attention = materialised"
-    )
+def test_other_widths_are_refused() -> None:
+    attention.check(128, TYPES["bf16"])
+    for width, name, others in ((48, "bf16", "32, 64, 128"), (128, "fp32", "32, 64"), (64, "fp64", "32")):
+        with pytest.raises(ConfigError) as refused:
+            attention.check(width, TYPES[name])
+        assert str(refused.value) == (
+            f"flash attention has no kernel for heads of width {width} in {TYPES[name].name}; "
+            "attention, model.heads; "
+            f"leave attention out, or make model.width / model.heads one of {others}"
+        )
 
 
 def test_supported_is_what_is_compiled() -> None:

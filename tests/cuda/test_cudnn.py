@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
+from cuda.cupy_like import CupyLikeGpu
 from cuda.numbers import TYPES, random
 
 from minitrain.errors import ConfigError
 from minitrain.ops import attention as reference
 from minitrain.ops.cuda import cudnn
+from minitrain.ops.table import make_ops
 
 SHAPES = [(2, 128, 4, 4, 64, "bfloat16"), (2, 33, 8, 2, 128, "float16"), (1, 1, 1, 1, 32, "bfloat16")]
 
@@ -154,6 +156,12 @@ def test_attention(graphs: list[Graph], dtype: np.dtype) -> None:
     assert len(graphs) == 3
 
 
+def test_it_is_taken_where_it_is_asked_for(graphs: list[Graph]) -> None:
+    ops = make_ops(CupyLikeGpu(), "cudnn", 64, TYPES["bf16"])
+    assert ops.attention_forward.func is cudnn.attention_forward
+    assert ops.attention_backward.func is cudnn.attention_backward
+
+
 def test_nothing_to_do(graphs: list[Graph]) -> None:
     q, k = np.zeros((0, 7, 6, 8), np.float16), np.zeros((0, 7, 2, 8), np.float16)
     o, saved = cudnn.attention_forward(GPU, q, k, k)
@@ -162,10 +170,10 @@ def test_nothing_to_do(graphs: list[Graph]) -> None:
 
 
 @pytest.mark.parametrize("K, dtype", [(64, "fp32"), (20, "bf16"), (264, "fp16")])
-def test_what_cudnn_cannot_compute_is_refused(K: int, dtype: str) -> None:
-    x = np.zeros((1, 2, 2, K), TYPES[dtype])
+def test_what_cudnn_cannot_compute_is_refused(graphs: list[Graph], K: int, dtype: str) -> None:
+    cudnn.check(256, TYPES["bf16"])
     with pytest.raises(ConfigError, match=f"no attention for heads of width {K} in {TYPES[dtype].name}"):
-        cudnn.attention_forward(GPU, x, x, x)
+        cudnn.check(K, TYPES[dtype])
 
 
 def test_a_backward_over_one_position_is_refused(graphs: list[Graph]) -> None:
@@ -177,8 +185,9 @@ def test_a_backward_over_one_position_is_refused(graphs: list[Graph]) -> None:
 
 def test_a_package_that_is_not_there_is_named(graphs, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "cudnn", None)
-    x = np.zeros((1, 2, 2, 8), np.float16)
-    with pytest.raises(
-        ConfigError, match=r"needs a package .*; attention = cudnn; pip install --no-deps nvidia-"
-    ):
-        cudnn.attention_forward(GPU, x, x, x)
+    with pytest.raises(ConfigError) as refused:
+        cudnn.check(64, TYPES["fp16"])
+    assert str(refused.value).startswith("attention by cuDNN needs a package that cannot be imported (")
+    assert str(refused.value).endswith(
+        "; attention cudnn; pip install 'minitrain[cudnn]', or leave attention out"
+    )

@@ -34,21 +34,20 @@ def supports(head_width: int, dtype: DType) -> bool:
     return head_width in WIDTHS and head_width * dtype.itemsize <= ROW_BYTES
 
 
+def check(head_width: int, dtype: DType) -> None:
+    """Raises ConfigError for heads that there are no kernels for."""
+    if not supports(head_width, dtype):
+        widths = ", ".join(str(width) for width in WIDTHS if supports(width, dtype))
+        what = f"flash attention has no kernel for heads of width {head_width} in {dtype.name}"
+        remedy = f"leave attention out, or make model.width / model.heads one of {widths}"
+        raise ConfigError([Problem(what, "attention, model.heads", remedy)])
+
+
 def attention_forward(gpu: Gpu, q_BTHK: Array, k_BTGK: Array, v_BTGK: Array) -> tuple[Array, Saved]:
     """All arrays are C-contiguous."""
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]
-    if not supports(K, q_BTHK.dtype):
-        widths = ", ".join(str(width) for width in WIDTHS if supports(width, q_BTHK.dtype))
-        raise ConfigError(
-            [
-                Problem(
-                    f"flash attention has no kernel for heads of width {K} in {q_BTHK.dtype.name}",
-                    "attention = flash",
-                    f"use heads of width {widths}, or attention = materialised",
-                )
-            ]
-        )
+    assert supports(K, q_BTHK.dtype)
     o_BTHK = np.empty_like(q_BTHK)
     L_BHT = np.empty_like(q_BTHK, shape=(B, H, T), dtype=compute_type(q_BTHK.dtype))
     types, blocks, threads = _launch(q_BTHK)

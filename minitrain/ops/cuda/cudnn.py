@@ -52,12 +52,19 @@ def supports(head_width: int, dtype: DType) -> bool:
     return head_width % 8 == 0 and 0 < head_width <= 256 and dtype.name in ("float16", "bfloat16")
 
 
+def check(head_width: int, dtype: DType) -> None:
+    """Raises ConfigError for heads that cuDNN does not compute, and where its package is not installed."""
+    if not supports(head_width, dtype):
+        what = f"cuDNN has no attention for heads of width {head_width} in {dtype.name}"
+        remedy = "leave attention out, or use 16 bits and a width up to 256 that is a multiple of 8"
+        raise _refusal(what, remedy)
+    package()
+
+
 def attention_forward(gpu: Gpu, q_BTHK: Array, k_BTGK: Array, v_BTGK: Array) -> tuple[Array, Saved]:
     """All arrays are C-contiguous."""
     B, T, H, K = q_BTHK.shape
-    if not supports(K, q_BTHK.dtype):
-        remedy = "use fp16 or bf16 and a width that is a multiple of 8, or attention = materialised"
-        raise _refusal(f"cuDNN has no attention for heads of width {K} in {q_BTHK.dtype.name}", remedy)
+    assert supports(K, q_BTHK.dtype)
     o_BTHK = np.empty_like(q_BTHK)
     stats_BHT = np.empty_like(q_BTHK, shape=(B, H, T), dtype=np.float32)
     saved = Saved(q_BTHK, k_BTGK, v_BTGK, o_BTHK, stats_BHT)
@@ -68,7 +75,7 @@ def attention_forward(gpu: Gpu, q_BTHK: Array, k_BTGK: Array, v_BTGK: Array) -> 
 def attention_backward(gpu: Gpu, do_BTHK: Array, saved: Saved) -> tuple[Array, Array, Array]:
     """Returns (dq, dk, dv), C-contiguous."""
     if do_BTHK.shape[1] == 1:
-        remedy = "use longer sequences, or attention = materialised"
+        remedy = "use longer sequences, or leave attention out"
         raise _refusal("cuDNN has no backward for sequences of one position", remedy)
     dq_BTHK, dk_BTGK, dv_BTGK = (np.empty_like(x) for x in saved[:3])
     _execute(gpu, BACKWARD, (*saved, do_BTHK, dq_BTHK, dk_BTGK, dv_BTGK))
@@ -147,12 +154,12 @@ def package() -> Any:
         return importlib.import_module("cudnn")
     except ImportError as error:
         what = f"attention by cuDNN needs a package that cannot be imported ({error})"
-        remedy = "pip install --no-deps nvidia-cudnn-frontend, or attention = flash"
+        remedy = "pip install 'minitrain[cudnn]', or leave attention out"
         raise _refusal(what, remedy) from None
 
 
 def _refusal(what: str, remedy: str) -> ConfigError:
-    return ConfigError([Problem(what, "attention = cudnn", remedy)])
+    return ConfigError([Problem(what, "attention cudnn", remedy)])
 
 
 @cache
