@@ -39,7 +39,12 @@ if TYPE_CHECKING:
     from minitrain.arrays.cupy_device import CupyDevice
     from minitrain.comm.nccl import Nccl
 
-ASKS_FOR_GPUS = ("backend", "cupy"), ("collectives", "nccl"), ("gemm", "cublaslt"), ("gemm", "gemmex")
+ASKS_FOR_GPUS = {
+    "backend": ("cupy",),
+    "collectives": ("nccl",),
+    "gemm": ("cublaslt", "gemmex"),
+    "attention": ("flash", "cudnn"),
+}
 NO_DRIVER, NO_GPU, NO_CUPY = "no NVIDIA driver", "no GPU", "no CuPy"
 CUDA_ERROR_NO_DEVICE = 100
 
@@ -114,7 +119,7 @@ def what_is_lacking(config: Config, world: World) -> str | None:
     lacking = {rank: text for rank, text in found.items() if text}
     if not lacking:
         return None
-    asked = [name for name, value in ASKS_FOR_GPUS if getattr(config, name) == value]
+    asked = [name for name, values in ASKS_FOR_GPUS.items() if getattr(config, name) in values]
     told = f"not every rank can use a GPU: {who_says(lacking)}"
     if asked:
         where = ", ".join(f"{name} {getattr(config, name)}" for name in asked)

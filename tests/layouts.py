@@ -165,7 +165,7 @@ def rank_run(
     """What one rank does; returns losses, norms, and its parts of gradients and weights. If `compared`, what
     several ranks hold alike must be alike at the end.
     """
-    grid = make_grid(traced(world, ledger) if ledger else world, config)
+    grid = make_grid(traced(world, ledger) if ledger else world, config, device)
     trainer = remembering(make_trainer(config, grid, fill, device))
     losses, norms, grads = [], [], []
     assert config.optim.lr is not None

@@ -68,8 +68,10 @@ def refuse(what: str) -> TypeError:
     return TypeError(f"CuPy would refuse this, or wait unasked: {what}")
 
 
-class StrictArray:
-    """`inside` is for the tests' own use."""
+class StrictArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """Operators are ufuncs. `inside` is for the tests' own use."""
+
+    __hash__ = object.__hash__
 
     def __init__(self, inside: np.ndarray, base: "StrictArray | None" = None) -> None:
         assert type(inside) is np.ndarray
@@ -146,38 +148,6 @@ class StrictArray:
 
     def __bool__(self) -> bool:
         return bool(self.get())
-
-
-def _operator(name: str, function: np.ufunc, reflected: bool = False) -> Any:
-    def operator(self: StrictArray, other: Any) -> Any:
-        if name.startswith("__i"):
-            return self.__array_ufunc__(function, "__call__", self, other, out=(self,))
-        pair = (other, self) if reflected else (self, other)
-        return self.__array_ufunc__(function, "__call__", *pair)
-
-    return operator
-
-
-for _name, _function in {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.divide, "matmul": np.matmul,
-    "pow": np.power, "floordiv": np.floor_divide, "mod": np.remainder, "and": np.bitwise_and,
-    "or": np.bitwise_or, "xor": np.bitwise_xor, "lshift": np.left_shift, "rshift": np.right_shift,
-}.items():  # fmt: skip
-    for _prefix in ("", "r", "i"):
-        if (_prefix, _name) != ("i", "matmul"):
-            setattr(
-                StrictArray, f"__{_prefix}{_name}__",
-                _operator(f"__{_prefix}{_name}__", _function, _prefix == "r"),
-            )  # fmt: skip
-for _name, _function in {
-    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal,
-    "ne": np.not_equal,
-}.items():  # fmt: skip
-    setattr(StrictArray, f"__{_name}__", _operator(f"__{_name}__", _function))
-StrictArray.__neg__ = lambda self: np.negative(self)  # type: ignore[attr-defined]
-StrictArray.__abs__ = lambda self: np.absolute(self)  # type: ignore[attr-defined]
-StrictArray.__invert__ = lambda self: np.invert(self)  # type: ignore[attr-defined]
-StrictArray.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class _Method:
@@ -279,6 +249,7 @@ class StrictGpu:
         self._emulator = Emulator()
         self.gemm = _StrictGemm(self._emulator.gemm)
         self.n_synchronized = 0
+        self.ran: set[str] = set()  # kernels
 
     @property
     def launches(self) -> int:
@@ -309,6 +280,7 @@ class StrictGpu:
         threads: int,
         *args: Any,
     ) -> None:
+        self.ran.add(kernel)
         self._emulator.launch(source, kernel, types, blocks, threads, *map(_bare, args))
 
     def start_reading(self, x: StrictArray) -> "_Read":

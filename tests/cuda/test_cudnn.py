@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda.cupy_like import CupyLikeGpu
 from cuda.numbers import TYPES, random
+from cuda.strict import StrictGpu
 
 from minitrain.errors import ConfigError
 from minitrain.ops import attention as reference
@@ -157,7 +157,7 @@ def test_attention(graphs: list[Graph], dtype: np.dtype) -> None:
 
 
 def test_it_is_taken_where_it_is_asked_for(graphs: list[Graph]) -> None:
-    ops = make_ops(CupyLikeGpu(), "cudnn", 64, TYPES["bf16"])
+    ops = make_ops(StrictGpu(), "cudnn", 64, TYPES["bf16"])
     assert ops.attention_forward.func is cudnn.attention_forward
     assert ops.attention_backward.func is cudnn.attention_backward
 

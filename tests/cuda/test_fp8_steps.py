@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda.cupy_like import CupyLikeGpu, DeviceArray
 from cuda.emulator import Emulator, needs_emulator
+from cuda.strict import StrictArray, StrictGpu
 from layouts import GPT2, LIMIT, LLAMA, batch_of, mild_weights, tiny
 
 from minitrain.arrays.device import HOST, Device
@@ -87,7 +87,7 @@ def test_ranks_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_host_does_not_wait_in_a_step(name: str) -> None:
-    config, gpu = configured(name), CupyLikeGpu()
+    config, gpu = configured(name), StrictGpu()
     trainer = trainer_of(config, SingleComm(), gpu)
     trainer = trainer._replace(judge=CudaJudge(gpu, None, clip=1.0))
     for step in (1, 2):
@@ -99,12 +99,12 @@ def test_the_host_does_not_wait_in_a_step(name: str) -> None:
 
 
 def test_what_is_looked_at_between_steps_changes_nothing() -> None:
-    config, gpu = configured("llama"), CupyLikeGpu()
+    config, gpu = configured("llama"), StrictGpu()
     for device in (gpu, HOST):
         stage = trainer_of(config, SingleComm(), device).stage
         stage.infer(device.to_device(batch_of(config, 1, 0).ids_MN[0]), config.model.seq_len)
         seen = stage.fp8.seen()
-        assert isinstance(seen, DeviceArray) == (device is gpu)
+        assert isinstance(seen, StrictArray) == (device is gpu)
         assert len(seen) == 5 * 7 * 3 and not (seen.get() if device is gpu else seen).any()
 
 
@@ -118,7 +118,7 @@ class Stored:
         return self.values[rows, columns]
 
 
-@pytest.mark.parametrize("device", [CupyLikeGpu(), HOST], ids=["gpu", "host"])
+@pytest.mark.parametrize("device", [StrictGpu(), HOST], ids=["gpu", "host"])
 def test_maxima_of_a_checkpoint_are_read(device: Device) -> None:
     """Those of a run on the host by a GPU too. What the file has not stays."""
     config = configured("gpt2")

@@ -1,5 +1,5 @@
 """The model with kernels in place of the reference: a whole stage, forward and backward, on arrays that do
-what CuPy's do (cupy_like.py).
+what CuPy's do (strict.py).
 """
 
 import inspect
@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cuda.cupy_like import CupyLikeGpu
 from cuda.emulator import needs_emulator
+from cuda.strict import StrictGpu
 from layouts import GPT2, LLAMA, LLAMA_TIED, batch_of, mild_weights, random_weights, tiny
 
 from minitrain.arrays.device import HOST, Device, on_host
@@ -56,7 +56,7 @@ def test_kernels_are_called_as_their_references() -> None:
 
 
 def test_attention_is_what_the_setting_says() -> None:
-    flash, gpu = ATTENTION["flash"], CupyLikeGpu()
+    flash, gpu = ATTENTION["flash"], StrictGpu()
     bf16, fp32 = PRECISIONS["bf16"].activation, PRECISIONS["fp32"].activation
     for setting, width, dtype, module in (
         ("auto", 64, bf16, flash), ("auto", 96, bf16, attention), ("auto", 128, fp32, attention),
@@ -100,7 +100,7 @@ CASES += [(name, precision, "materialised") for name in FLASH for precision in (
 @pytest.mark.parametrize("name, precision, setting", CASES)
 def test_a_stage(name: str, precision: str, setting: str) -> None:
     """In fp64 the same; elsewhere as near as rounding lets them be, which happens in other places."""
-    gpu, config = CupyLikeGpu(), replace(tiny((MODELS | FLASH)[name]), precision=precision)
+    gpu, config = StrictGpu(), replace(tiny((MODELS | FLASH)[name]), precision=precision)
     nll, ours = loss_and_gradients(replace(config, attention=setting), gpu)
     expected, theirs = loss_and_gradients(config, HOST)
     flash = {kernel for kernel in gpu.ran if kernel.startswith("attention_")}
