@@ -150,6 +150,7 @@ class CountingClock:
 def test_breakdown_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every launch and product of a step is in it once, and all of it adds up to the step."""
     monkeypatch.setattr("speed.BUSY_SIZE", 8)
+    monkeypatch.setattr("speed.BUSY_FLOPS", 1.0)
     problem, clock, inner = TINY[name], CountingClock(), StrictGpu()
     gpu = RecordingGpu(inner, clock)
     assert isinstance(gpu, Gpu)
@@ -195,6 +196,7 @@ def test_a_worker_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: SimpleNamespace(total_bytes=lambda: 17))
     monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", iter([(90, 100), (70, 100)]).__next__)
     monkeypatch.setattr("speed.BUSY_SIZE", 8)
+    monkeypatch.setattr("speed.BUSY_FLOPS", 1.0)
     monkeypatch.setattr("one_contender.CEILING_SIZE", 8)
     monkeypatch.setitem(PROBLEMS, "tiny", TINY["gpt2"])
     task = Task("minitrain", "tiny", 1, 2, Plan(1, 1, 1), True, "cublaslt", {"precision": "bf16"})
