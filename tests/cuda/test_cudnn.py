@@ -189,5 +189,5 @@ def test_a_package_that_is_not_there_is_named(graphs, monkeypatch) -> None:
         cudnn.check(64, TYPES["fp16"])
     assert str(refused.value).startswith("attention by cuDNN needs a package that cannot be imported (")
     assert str(refused.value).endswith(
-        "; attention cudnn; pip install 'minitrain[cudnn]', or leave attention out"
+        "; attention cudnn; docs/gpu.md says how to install it; or leave attention out"
     )

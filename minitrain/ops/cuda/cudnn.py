@@ -154,7 +154,7 @@ def package() -> Any:
         return importlib.import_module("cudnn")
     except ImportError as error:
         what = f"attention by cuDNN needs a package that cannot be imported ({error})"
-        remedy = "pip install 'minitrain[cudnn]', or leave attention out"
+        remedy = "docs/gpu.md says how to install it; or leave attention out"
         raise _refusal(what, remedy) from None
 
 
