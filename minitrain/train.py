@@ -17,17 +17,20 @@ from minitrain.checkpoint.weights import export_weights
 from minitrain.comm.agree import together
 from minitrain.comm.checked import checked
 from minitrain.comm.interface import World
-from minitrain.comm.traced import ByteCounter, traced
+from minitrain.comm.traced import ByteCounter, Ledger, Watch, traced
 from minitrain.config import Config
 from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.data.tokenizer import IdTokenizer
 from minitrain.errors import CheckpointError, Problem, TryAgainError
 from minitrain.generate import continue_tokens
+from minitrain.observe.chrome_trace import gather_timelines
+from minitrain.observe.clocks import clock_offset
 from minitrain.observe.recorder import AnyRecorder, StepMetrics
 from minitrain.observe.run_directory import CHECKPOINTS
+from minitrain.observe.timeline import Both, Timeline, observe_units, observed_schedule
 from minitrain.optim.schedule import learning_rate
 from minitrain.parallel.replicas import compare_replicas
-from minitrain.step import StartedStep, evaluate, require_finite, start_step
+from minitrain.step import StartedStep, Trainer, evaluate, require_finite, start_step
 from minitrain.stop import StopRequest
 from minitrain.watch.calls import CallLog
 from minitrain.watch.pace import Pace
@@ -47,9 +50,15 @@ def train(
     after a checkpoint, when `stop` was asked for on any rank.
     """
     sent, calls = ByteCounter(), CallLog()
+    timeline = Timeline() if config.run.trace else None
     with watchdog(config, world, calls), opened(config, world, calls) as backend:
-        comm = traced(checked(backend.world) if config.run.check else backend.world, sent, calls)
+        offset = clock_offset(backend.world) if timeline else None
+        ledger: Ledger = Both(sent, calls, timeline) if timeline else sent
+        watch: Watch = Both(sent, calls, timeline) if timeline else calls
+        comm = traced(checked(backend.world) if config.run.check else backend.world, ledger, watch)
         run = build(config, comm, checkpoint, backend.device)
+        if timeline:
+            run = run._replace(trainer=observed(run.trainer, timeline))
         begun = checkpoint.step if checkpoint else 0
         if config.run.resume != "no":
             together(comm, lambda: tidy(config, begun, recorder) if comm.rank == 0 else None)
@@ -57,9 +66,11 @@ def train(
         if checkpoint and run.data != checkpoint.data:
             was, now = checkpoint.data.tokens, run.data.tokens
             recorder.notice(f"other data from here on: {now} tokens, and {was} up to step {begun}")
-        loop = Loop(config, run, recorder, stop or StopRequest(), sent, calls)
+        loop = Loop(config, run, recorder, stop or StopRequest(), sent, calls, timeline)
         with np.errstate(all="ignore"):  # what is not finite is reported by the step itself
             loop.go(begun, checkpoint.tokens if checkpoint else 0)
+        if timeline and offset:
+            recorder.trace(gather_timelines(timeline, offset, comm))
         grid = run.trainer.grid
         if config.run.export_hf:
             replace = config.run.export_hf is True and same_run(config, begun)
@@ -96,9 +107,10 @@ class Loop:
         stop: StopRequest,
         sent: ByteCounter,
         calls: CallLog,
+        timeline: Timeline | None,
     ) -> None:
         self._config, self._run, self._recorder, self._stop = config, run, recorder, stop
-        self._sent, self._pace = sent, Pace(calls)
+        self._sent, self._pace, self._timeline = sent, Pace(calls), timeline
         self._step, self._tokens = 0, 0
         self._saver: Saver | None = None
         self._lag = 1 if isinstance(run.trainer.stage.memory.device, Gpu) else 0
@@ -110,9 +122,14 @@ class Loop:
         config, steps = self._config, self._config.train.steps
         self._saver = make_saver(config, self._run, begun)
         self._step, self._tokens = begun, tokens
+        last_noted = begun + (config.run.trace_steps or steps)
         while self._step < steps:
             self._step += 1
+            if self._timeline and self._step <= last_noted:
+                self._timeline.begin_step(self._step)
             self._under_way.append(self._start_one_step())
+            if self._timeline:
+                self._timeline.end_step(self._run.trainer.meter.bytes(self._run.trainer.stage))
             self._record(left=self._lag)
             if self._is_due(config.run.compare_every):
                 self._compare()
@@ -205,6 +222,12 @@ class Loop:
     def _tell(self, warnings: list[str]) -> None:
         for warning in warnings:
             self._recorder.notice(warning)
+
+
+def observed(trainer: Trainer, timeline: Timeline) -> Trainer:
+    """The trainer, of whose work the timeline hears from now on."""
+    observe_units(trainer.stage, timeline)
+    return trainer._replace(schedule=observed_schedule(trainer.schedule, timeline))
 
 
 def tidy(config: Config, begun: int, recorder: AnyRecorder) -> None:

@@ -70,7 +70,10 @@ RANGES = {
     **{f"loss_scale.{name}": _whole(1, 10**9) for name in ("growth_interval", "hysteresis")},
     "loss_scale.backoff": Range(lambda x: 0 < x < 1, "within 0 < x < 1", "give a number between 0 and 1"),
     "data.holdout": _BELOW_ONE,
-    **{f"run.{name}": _whole(0, 10**9) for name in ("sample_tokens", "save_every", "keep", "compare_every")},
+    **{
+        f"run.{name}": _whole(0, 10**9)
+        for name in ("sample_tokens", "save_every", "keep", "compare_every", "trace_steps")
+    },
     "run.hang_seconds": _NOT_NEGATIVE,
     "run.temperature": _NOT_NEGATIVE,
 }

@@ -7,13 +7,11 @@ message's sending to its receiving. Memory is a counter. Times are microseconds 
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minitrain.comm.interface import Comm
-from minitrain.durable import write_text
 from minitrain.observe.clocks import Offset
 from minitrain.observe.timeline import CallMade, Purpose, Timeline, Work
 
@@ -36,11 +34,6 @@ def gather_timelines(timeline: Timeline, offset: Offset, world: Comm) -> list[di
         world.recv(text, rank)
         events += json.loads(text.tobytes())
     return events
-
-
-def write_trace(directory: Path, events: list[dict[str, Any]]) -> None:
-    """Raises OSError."""
-    write_text(directory / TRACE, trace_text(events))
 
 
 def trace_text(events: Sequence[dict[str, Any]]) -> str:

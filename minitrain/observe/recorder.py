@@ -13,6 +13,7 @@ from minitrain.config_text import repeatable, to_toml
 from minitrain.durable import flush, write_text
 from minitrain.errors import ConfigError, Problem
 from minitrain.observe.banner import banner
+from minitrain.observe.chrome_trace import TRACE, trace_text
 from minitrain.observe.console import say
 from minitrain.observe.flops import flops_per_token
 from minitrain.observe.hardware import UNKNOWN, Hardware
@@ -48,6 +49,8 @@ class AnyRecorder(Protocol):
 
     def flush(self) -> None: ...
 
+    def trace(self, events: list[dict[str, Any]] | None) -> None: ...
+
     def sample(self, text: str) -> None: ...
 
     def end(self) -> None: ...
@@ -69,6 +72,9 @@ class SilentRecorder:
         pass
 
     def flush(self) -> None:
+        pass
+
+    def trace(self, events: list[dict[str, Any]] | None) -> None:
         pass
 
     def sample(self, text: str) -> None:
@@ -126,6 +132,12 @@ class Recorder:
         """The lines so far are on the disk: no checkpoint is there without those before it."""
         with _writing(self.directory / METRICS) as path:
             flush(path)
+
+    def trace(self, events: list[dict[str, Any]] | None) -> None:
+        """What all ranks have noted of their work."""
+        assert events is not None
+        with _writing(self.directory / TRACE) as path:
+            write_text(path, trace_text(events))
 
     def sample(self, text: str) -> None:
         """Text that the trained model has written."""

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from minitrain.arrays.types import Array
-from minitrain.comm.traced import Call, Event
+from minitrain.comm.traced import Call, Event, Ledger, Watch
 from minitrain.parallel.schedule import Instruction, Schedule
 from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Unit
@@ -82,6 +82,8 @@ class Timeline:
         self._purpose, self._since = Purpose(step, BETWEEN, None, ""), time.perf_counter()
 
     def end_step(self, memory_bytes: dict[str, int]) -> None:
+        if not self._awake:
+            return
         self._turn(Purpose(self._purpose.step, BETWEEN, None, ""))
         self.memory.append(Memory(self._since, memory_bytes))
         self._awake = False
@@ -127,6 +129,26 @@ class Timeline:
         self.calls.append(made)
 
 
+class Both(NamedTuple):
+    """A ledger and a watch that pass on what they hear to two each: to the timeline last."""
+
+    ledger: Ledger
+    watch: Watch
+    timeline: Timeline
+
+    def __call__(self, event: Event) -> None:
+        self.ledger(event)
+        self.timeline(event)
+
+    def begin(self, call: Call) -> None:
+        self.watch.begin(call)
+        self.timeline.begin(call)
+
+    def end(self) -> None:
+        self.timeline.end()
+        self.watch.end()
+
+
 def call_site(frame: FrameType | None) -> str:
     """Where a call was made: the innermost place outside of what passes calls on."""
     while frame is not None and frame.f_code.co_filename.startswith(INSIDE):
@@ -138,7 +160,7 @@ def call_site(frame: FrameType | None) -> str:
     return f"{shown}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
-def observed(schedule: Schedule, timeline: Timeline) -> Schedule:
+def observed_schedule(schedule: Schedule, timeline: Timeline) -> Schedule:
     """`schedule`, whose every instruction the timeline hears of as it is begun."""
 
     def instructions(stage: int, n_stages: int, n_micro: int) -> Iterator[Instruction]:

@@ -17,9 +17,10 @@ from minitrain.comm.traced import Event, traced
 from minitrain.config import Config
 from minitrain.observe.chrome_trace import gather_timelines, rank_events, trace_text
 from minitrain.observe.clocks import Offset, clock_offset
-from minitrain.observe.timeline import AFTER, Timeline, observe_units, observed
+from minitrain.observe.timeline import AFTER, Timeline
 from minitrain.parallel.schedule import one_f_one_b
 from minitrain.step import train_step
+from minitrain.train import observed
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2tp2pp2-zero1": dict(dp=2, tp=2, pp=2, zero=1),
@@ -39,9 +40,7 @@ def noted(config: Config, steps: int = 2) -> list[tuple[Timeline, list[Event]]]:
             events.append(event)
 
         grid = make_grid(traced(world, ledger, timeline), config)
-        trainer = make_trainer(config, grid, random_weights)
-        observe_units(trainer.stage, timeline)
-        trainer = trainer._replace(schedule=observed(trainer.schedule, timeline))
+        trainer = observed(make_trainer(config, grid, random_weights), timeline)
         events.clear()
         for step in range(1, steps + 1):
             timeline.begin_step(step)
