@@ -129,24 +129,23 @@ class Timeline:
         self.calls.append(made)
 
 
-class Both(NamedTuple):
-    """A ledger and a watch that pass on what they hear to two each: to the timeline last."""
+class Both:
+    """A ledger and a watch, and a timeline that hears of everything too."""
 
-    ledger: Ledger
-    watch: Watch
-    timeline: Timeline
+    def __init__(self, ledger: Ledger, watch: Watch, timeline: Timeline) -> None:
+        self._ledger, self._watch, self._timeline = ledger, watch, timeline
 
     def __call__(self, event: Event) -> None:
-        self.ledger(event)
-        self.timeline(event)
+        self._ledger(event)
+        self._timeline(event)
 
     def begin(self, call: Call) -> None:
-        self.watch.begin(call)
-        self.timeline.begin(call)
+        self._watch.begin(call)
+        self._timeline.begin(call)
 
     def end(self) -> None:
-        self.timeline.end()
-        self.watch.end()
+        self._timeline.end()
+        self._watch.end()
 
 
 def call_site(frame: FrameType | None) -> str:
