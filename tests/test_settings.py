@@ -107,7 +107,7 @@ def test_toml_of_a_configuration_reads_as_that_configuration(tmp_path: Path) -> 
     ("trainsteps", "train.steps"),
     ("model.schedule", "optim.schedule"),
     ("paralel.schedule", "parallel.schedule"),
-    ("run.trace", None),
+    ("run.telescope", None),
     ("train.epochs", None),
     ("model.hidden_size", None),
     ("x", None),

@@ -1,7 +1,9 @@
 """A whole run on threads, as the recorder sees it: steps, validations, the sample; memory and bytes."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from layouts import LIMIT, LLAMA, tiny
@@ -24,6 +26,10 @@ class Memo(SilentRecorder):
         self.steps: list[StepMetrics] = []
         self.evaluations: list[tuple[int, float]] = []
         self.text = ""
+        self.events: list[dict[str, Any]] = []
+
+    def trace(self, events: list[dict[str, Any]] | None) -> None:
+        self.events = events or []
 
     def step(self, metrics: StepMetrics) -> None:
         self.steps.append(metrics)
@@ -85,6 +91,23 @@ def test_a_step_s_bytes_are_its_own(data: DataConfig) -> None:
     config = configured(data, dp=2, tp=2, pp=2, zero=2)
     expected = sent_bytes(traffic(config, places(config)[0]))
     assert [m.comm_bytes for m in run(config).steps] == [expected] * 3
+
+
+def test_a_timeline_of_the_first_steps(data: DataConfig) -> None:
+    """What is in it of rank 0 adds up to the step's metrics; every rank is in it."""
+    config = configured(data, dp=2, tp=2, pp=2, zero=2)
+    config = replace(config, run=replace(config.run, trace=True, trace_steps=2))
+    memo = run(config)
+    for step in (1, 2, 3):
+        sent: dict[str, Counter[str]] = {}
+        for event in memo.events:
+            if event["ph"] == "X" and event["pid"] == 0 and event["args"]["step"] == step and event["tid"]:
+                call = event["args"]
+                sent.setdefault(call["axis"], Counter())[call["verb"]] += call["sent_bytes"]
+        sums = {axis: {verb: n for verb, n in verbs.items() if n} for axis, verbs in sent.items()}
+        assert sums == (memo.steps[step - 1].comm_bytes if step < 3 else {})
+    assert {event["pid"] for event in memo.events} == set(range(8))
+    assert run(configured(data)).events == []
 
 
 @pytest.mark.parametrize("zero, parameters, gradients, moments", [

@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from minitrain.arrays.types import Array
@@ -152,11 +153,14 @@ def call_site(frame: FrameType | None) -> str:
     """Where a call was made: the innermost place outside of what passes calls on."""
     while frame is not None and frame.f_code.co_filename.startswith(INSIDE):
         frame = frame.f_back
-    if frame is None:
-        return ""
-    path = Path(frame.f_code.co_filename)
+    return _place(frame.f_code, frame.f_lineno) if frame else ""
+
+
+@cache
+def _place(code: CodeType, line: int) -> str:
+    path = Path(code.co_filename)
     shown = path.relative_to(PACKAGE.parent) if PACKAGE in path.parents else path.name
-    return f"{shown}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return f"{shown}:{line} in {code.co_name}"
 
 
 def observed_schedule(schedule: Schedule, timeline: Timeline) -> Schedule:

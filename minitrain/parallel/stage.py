@@ -122,25 +122,25 @@ class Stage:
 
         With `drawn_N`, uniform numbers, the targets are drawn from the prediction (`head.draw_targets`).
         """
-        with self._head_and_matrix(Unit.params) as (w, matrix_VD):
+        with self._head_and_matrix(lambda unit: unit.params()) as (w, matrix_VD):
             nll_N, saved = head.loss_forward(x_SD, targets_N, w, matrix_VD, self._head_context)
             if drawn_N is not None:
                 saved = head.draw_targets(saved, drawn_N, self._head_context)
-            with self._head_and_matrix(Unit.grads) as (g, dmatrix_VD):
+            with self._head_and_matrix(lambda unit: unit.grads()) as (g, dmatrix_VD):
                 dx_SD = head.loss_backward(saved, scale, w, matrix_VD, g, dmatrix_VD, self._head_context)
         nll: Array = nll_N.sum(dtype=np.float64)
         return nll, dx_SD
 
     def loss_only(self, x_SD: Array, targets_N: Array) -> Array:
         """Sum of nll over the micro-batch, without a backward. fp64 []"""
-        with self._head_and_matrix(Unit.params) as (w, matrix_VD):
+        with self._head_and_matrix(lambda unit: unit.params()) as (w, matrix_VD):
             nll_N, _ = head.loss_forward(x_SD, targets_N, w, matrix_VD, self._head_context)
         nll: Array = nll_N.sum(dtype=np.float64)
         return nll
 
     def logits(self, x_SD: Array) -> tuple[Array, int]:
         """logits_NV of this rank's part of the vocabulary, and the first id of that part."""
-        with self._head_and_matrix(Unit.params) as (w, matrix_VD):
+        with self._head_and_matrix(lambda unit: unit.params()) as (w, matrix_VD):
             return head.logits_forward(x_SD, w, matrix_VD, self._head_context)[0], self._first_id
 
     def sum_tied(self) -> None:

@@ -1,5 +1,5 @@
-"""What it costs to watch a step (run.hang_seconds) and to check it (run.check), and to compare replicas
-(run.compare_every): the same step, on the same ranks, by turns.
+"""What it costs to watch a step (run.hang_seconds), to check it (run.check), to note all of it (run.trace),
+and to compare replicas (run.compare_every): the same step, on the same ranks, by turns.
 """
 
 import os
@@ -25,15 +25,18 @@ from minitrain.comm.traced import ByteCounter, traced
 from minitrain.config import Config, ParallelConfig, TrainConfig
 from minitrain.launch import join
 from minitrain.launched import launched
+from minitrain.observe.timeline import Both, Timeline
 from minitrain.parallel.replicas import compare_replicas
 from minitrain.resolve import resolve
 from minitrain.step import Batch, Trainer, train_step
+from minitrain.train import observed
 from minitrain.watch.calls import CallLog
 
-WAYS: dict[str, Callable[[World], Comm]] = {
-    "counted": lambda world: traced(world, ByteCounter()),
-    "watched": lambda world: traced(world, ByteCounter(), CallLog()),
-    "checked": lambda world: traced(checked(world), ByteCounter(), CallLog()),
+WAYS: dict[str, Callable[[World, Both], Comm]] = {
+    "counted": lambda world, both: traced(world, ByteCounter()),
+    "watched": lambda world, both: traced(world, ByteCounter(), CallLog()),
+    "checked": lambda world, both: traced(checked(world), ByteCounter(), CallLog()),
+    "noted": lambda world, both: traced(world, both, both),
 }
 WARM_UP = 1  # turn
 
@@ -46,8 +49,13 @@ class Contender:
         train = TrainConfig(global_batch=BATCH, micro_batch=2)
         config = Config(model=self.model, parallel=parallel, train=train, optim=OPTIM)
         config = resolve(config, {}, world.size).config
-        values, self.grid = weights(self.model), make_grid(WAYS[name](world), config)
+        self.timeline, values = Timeline(), weights(self.model)
+        both = Both(ByteCounter(), CallLog(), self.timeline)
+        self.grid = make_grid(WAYS[name](world, both), config)
         self.trainer: Trainer = make_trainer(config, self.grid, lambda spec, box: values[spec.name][box])
+        self.is_noted = name == "noted"
+        if self.is_noted:
+            self.trainer = observed(self.trainer, self.timeline)
         own = slice(*(BATCH * (self.grid.dp.rank + i) // self.grid.dp.size for i in (0, 1)))
         self.data = [
             Batch(*(x[own].reshape(-1, 2 * self.model.seq_len) for x in batch), n_tokens=batch[0].size)
@@ -60,7 +68,10 @@ class Contender:
             self.world.barrier()
             start = time.perf_counter()
             batch, self.n_steps = self.data[self.n_steps % len(self.data)], self.n_steps + 1
+            if self.is_noted:
+                self.timeline.begin_step(self.n_steps)
             result = train_step(self.trainer, batch, LEARNING_RATE, self.n_steps)
+            self.timeline.end_step({})
             self.seconds.append(time.perf_counter() - start)
             self.losses.append(result.loss)
 
@@ -82,13 +93,13 @@ def bench(problem: str, layout: str, world: World, parallel: ParallelConfig, rou
         raise RuntimeError("the losses depend on whether anybody looks")
     ms = [1e3 * statistics.median(c.seconds[WARM_UP * n :]) for c in contenders.values()]
     compare = 1e3 * statistics.median(contenders["watched"].comparison() for _ in range(rounds))
-    ratios = [f"{ms[1] / ms[0]:.3f}", f"{ms[2] / ms[1]:.3f}"]
+    ratios = [f"{ms[i] / ms[j]:.3f}" for i, j in ((1, 0), (2, 1), (3, 1))]
     return [problem, layout, *(f"{x:.2f}" for x in ms), *ratios, f"{compare:.2f}"]
 
 
 HEADER = [
-    "model", "layout", "counted ms", "watched ms", "checked ms", "watched/counted", "checked/watched",
-    "comparison ms",
+    "model", "layout", "counted ms", "watched ms", "checked ms", "noted ms", "watched/counted",
+    "checked/watched", "noted/watched", "comparison ms",
 ]  # fmt: skip
 
 
