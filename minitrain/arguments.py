@@ -12,7 +12,7 @@ from typing import Any, get_origin
 
 from minitrain.errors import ConfigError, Problem
 from minitrain.fields import Field, known_fields, nearest, sections, what_is_known
-from minitrain.study import TOPICS, topics_with
+from minitrain.study import TOPICS, list_topics, topics_with
 
 PROGRAM = "python -m minitrain"
 LONGEST = 1000  # letters of a word that may be more than text
@@ -21,8 +21,10 @@ COMMANDS = {
     "generate": "sample text from a directory of weights",
     "convert": "Hugging Face directories to and from checkpoints",
     "checkpoint": "list the checkpoints in a directory, or read every byte of them",
-    "study": "show a topic in numbers and figures: " + ", ".join(TOPICS),
+    "study": "show a topic step by step, in numbers and figures; without one list them",
 }
+STUDY = """Shows a topic. Collectives and parallelism are lectures: they run on the ranks of mpirun, or by
+themselves on threads, and on a terminal show a step at a time."""
 SWITCHES = {
     "help": "print this and exit",
     "version": "print the version and exit",
@@ -144,14 +146,15 @@ def _checkpoint_parser() -> _Parser:
 
 
 def _study_parser() -> _Parser:
-    topics = "\n".join(f"  {name:<12}{topic.summary}" for name, topic in TOPICS.items())
-    description = f"Shows a topic in numbers and figures.\n\ntopics:\n{topics}"
+    description = f"{STUDY}\n\n{list_topics()}"
     parser = _Parser("study", ("help", "debug"), description=description)
     add = parser.add_argument
-    add("topic", metavar="TOPIC", choices=TOPICS, help="one of those above")
+    add("topic", metavar="TOPIC", nargs="?", choices=TOPICS, help="one of those above")
     out, steps = topics_with("out"), topics_with("steps")
     add("--out", metavar="DIR", help=f"of {out}: directory of the figures (default: study-TOPIC)")
     add("--steps", type=int, metavar="N", help=f"of {steps}: steps of each run (default: 300)")
+    add("--ranks", type=int, metavar="N", help="of a lecture: ranks, as threads (default: 4)")
+    add("--all", action="store_const", const=True, help="of a lecture: do not wait for Enter on a terminal")
     return parser
 
 

@@ -127,7 +127,7 @@ def _study(job: Job, world: World) -> None:
     assert job.rest is not None
     topic = TOPICS[job.rest["topic"]]
     given = {name: job.rest[name] for name in topic.options if job.rest[name] is not None}
-    topic.run(**topic.options | given)
+    topic.run(world, **topic.options | given)
 
 
 COMMANDS: dict[str, Callable[[Job, World], None]] = {

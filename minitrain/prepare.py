@@ -26,7 +26,7 @@ from minitrain.observe.run_directory import (
 from minitrain.resolve import ranks_wanted, resolve
 from minitrain.resume import Start, changes, check_resume, continued, find_start
 from minitrain.settings import Settings, read_settings
-from minitrain.study import TOPICS, topics_with
+from minitrain.study import TOPICS, list_topics, topics_with
 from minitrain.study.figures import check_figures
 from minitrain.validate import validate
 
@@ -63,6 +63,9 @@ def prepare(argv: list[str], n_processes: int, held: ExitStack | None = None) ->
         return DONE
     if "version" in arguments.switches:
         show(f"minitrain {_version()}")
+        return DONE
+    if arguments.command == "study" and not any(arguments.rest.values()):
+        show(f"{list_topics()}\n\npython -m minitrain study TOPIC shows one of them")
         return DONE
     if arguments.command != "train":
         return _prepare_other(arguments, n_processes)
@@ -204,9 +207,14 @@ def _show_dry_run(config: Config, notices: list[str]) -> None:
 
 def _prepare_other(arguments: Arguments, n_processes: int) -> Job:
     rest, problems = arguments.rest, []
-    if n_processes > 1:
-        what = f"{arguments.command} runs in one process, but {n_processes} were started"
+    command, lecture = arguments.command, False
+    if topic := rest.get("topic"):
+        command, lecture = f"study {topic}", "ranks" in TOPICS[topic].options
+    if n_processes > 1 and not lecture:
+        what = f"{command} runs in one process, but {n_processes} were started"
         problems.append(Problem(what, "command line", "start it without mpirun"))
+    elif lecture:
+        problems += _check_ranks(rest, n_processes)
     names = [
         name for name in ("directory", "source", "destination") if not _can_be_a_path(rest.get(name, "."))
     ]
@@ -237,11 +245,14 @@ def _check_convert(rest: dict[str, Any]) -> list[Problem]:
 
 def _check_study(rest: dict[str, Any]) -> list[Problem]:
     topic, problems = rest["topic"], []
+    if topic is None:
+        return [Problem("study has options, but no TOPIC", "command line", "`study` alone lists the topics")]
     takes = TOPICS[topic].options
-    for name in ("out", "steps"):
+    for name in ("out", "steps", "ranks", "all"):
         if rest[name] is not None and name not in takes:
             what = f"--{name} is given, but {topic} has no such option"
-            problems.append(Problem(what, "command line", f"leave it out, or choose {topics_with(name)}"))
+            others = "a lecture (`study` alone lists them)" if name in ("ranks", "all") else topics_with(name)
+            problems.append(Problem(what, "command line", f"leave it out, or choose {others}"))
     if "steps" in takes and rest["steps"] is not None and rest["steps"] < 1:
         problems.append(Problem(f"--steps is {rest['steps']}", "command line", "give 1 or more"))
     if "out" in takes:
@@ -249,6 +260,24 @@ def _check_study(rest: dict[str, Any]) -> list[Problem]:
             problems.append(Problem("--out is empty", "command line", "give a path, or leave it out"))
         problems += check_figures()
     return problems
+
+
+def _check_ranks(rest: dict[str, Any], n_processes: int) -> list[Problem]:
+    """Of a lecture."""
+    topic, asked = rest["topic"], rest["ranks"]
+    sizes = TOPICS[topic].sizes
+    possible = ", ".join(map(str, sizes))
+    if n_processes > 1:
+        if asked is not None:
+            what = f"--ranks {asked} asks for threads, but {n_processes} processes were started"
+            return [Problem(what, "command line", "leave out --ranks, or mpirun")]
+        if n_processes not in sizes:
+            what = f"{topic} cannot be shown on {n_processes} ranks"
+            return [Problem(what, "command line", f"start one of {possible} with mpirun")]
+    elif asked is not None and asked not in sizes:
+        what = f"--ranks is {asked}, and {topic} cannot be shown on so many"
+        return [Problem(what, "command line", f"give one of {possible}")]
+    return []
 
 
 _CHECKS = {
