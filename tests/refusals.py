@@ -53,8 +53,17 @@ ARGUMENTS = [
     Refusal("generate x --prompt hi --tokens -1", ("error: --tokens is -1;", "give 0 or more")),
     Refusal("generate x --prompt hi --seed -2", ("error: --seed is -2;", "give 0 or more")),
     Refusal("generate x --prompt hi", ("generate runs in one process, but 4 were started",), ranks=4),
-    Refusal("study", ("required: TOPIC", "study --help")),
-    Refusal("study format", ("invalid choice: 'format' (choose from 'formats', 'optimizers',",)),
+    Refusal("study --all", ("error: study has options, but no TOPIC;", "lists the topics")),
+    Refusal("study format", ("invalid choice: 'format' (choose from 'optimizers', 'formats',",)),
+    Refusal("study formats --ranks 4", ("error: --ranks is given, but formats has", "choose a lecture")),
+    Refusal("study formats --all", ("error: --all is given, but formats has", "choose a lecture")),
+    Refusal("study zero --steps 3", ("error: --steps is given, but zero has", "choose precision")),
+    Refusal("study zero --ranks 0", ("error: --ranks is 0, and zero cannot be", "one of 2, 3, 4, 5, 6, 7, 8")),
+    Refusal("study zero --ranks 9", ("error: --ranks is 9, and zero cannot", "one of 2, 3, 4, 5, 6, 7, 8")),
+    Refusal("study halving-doubling --ranks 6", ("halving-doubling cannot be", "give one of 2, 4, 8")),
+    Refusal("study zero --ranks four", ("invalid int value: 'four'",)),
+    Refusal("study halving-doubling", ("cannot be shown on 3 ranks", "start one of 2, 4, 8"), ranks=3),
+    Refusal("study zero --ranks 2", ("2 asks for threads, but 2 processes were started",), ranks=2),
     Refusal("study formats --out x", ("--out is given, but formats has no such option", "or choose optim")),
     Refusal(
         "study optimizers --steps 3", ("error: --steps is given, but optimizers has", "choose precision")
@@ -62,7 +71,7 @@ ARGUMENTS = [
     Refusal("study optimizers --out=", ("error: --out is empty;", "leave it out")),
     Refusal("study precision --steps 0", ("error: --steps is 0;", "give 1 or more")),
     Refusal("study precision --steps many", ("invalid int value: 'many'",)),
-    Refusal("study formats", ("study runs in one process, but 4 were started",), ranks=4),
+    Refusal("study formats", ("study formats runs in one process, but 4 were started",), ranks=4),
     Refusal("convert upside-down a b", ("invalid choice: 'upside-down'", "from-hf")),
     Refusal("convert from-hf a ./a", ("SRC and DST are the same",)),
 ]
