@@ -129,7 +129,8 @@ def test_one_mistake_is_reported_once(place: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("line, part", [
     ("--help", "--parallel.tp N"), ("-h", "usage:"), ("generate --help", "--prompt"), ("convert -h", "DST"),
-    ("--version", "minitrain "), ("study", "  zero  "), ("study zero", "on 4 ranks"), ("--print-config", "ffn = 352"), ("--dry-run", "configuration is legal"),
+    ("study", "  zero  "), ("study zero", "on 4 ranks"),
+    ("--version", "minitrain "), ("--print-config", "ffn = 352"), ("--dry-run", "configuration is legal"),
 ])  # fmt: skip
 def test_what_only_prints(line: str, part: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything_below(place)

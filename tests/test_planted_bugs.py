@@ -502,6 +502,62 @@ BUGS = [
         "if count <= 0 or len(raw) < need:",
         "tests/fuzz/test_fuzz_data.py::test_data[0-69]",
     ),
+    Bug(
+        "the ring of a reduce-scatter makes a hop too few",
+        "study/algorithms/ring_reduce_scatter.py",
+        "for hop in range(n - 1):",
+        "for hop in range(n - 2):",
+        "tests/study/test_algorithms.py::test_reduce_scatter[ring-4-8]",
+    ),
+    Bug(
+        "the ring of an all-gather passes on the own slice always",
+        "study/algorithms/ring_all_gather.py",
+        "sent = slices[(rank - hop) % n]",
+        "sent = slices[rank]",
+        "tests/study/test_algorithms.py::test_all_gather[ring-4-8]",
+    ),
+    Bug(
+        "a doubling forgets what came before",
+        "study/algorithms/halving_doubling.py",
+        "first, slices = rank // n * n, ",
+        "first, slices = rank // n, ",
+        "tests/study/test_algorithms.py::test_all_gather[halving-4-8]",
+    ),
+    Bug(
+        "those who have it grow by one in a hop of the tree",
+        "study/algorithms/tree_broadcast.py",
+        "have *= 2",
+        "have += 1",
+        "tests/study/test_algorithms.py::test_broadcast[tree-4]",
+    ),
+    Bug(
+        "a rank keeps its own slice of an all-to-all for itself",
+        "study/algorithms/all_to_all.py",
+        "    target[slices[rank]] = source[slices[rank]]\n",
+        "",
+        "tests/study/test_algorithms.py::test_all_to_all[1-4]",
+    ),
+    Bug(
+        "a page says what is not so",
+        "study/page.py",
+        "if not json.loads(ok)]",
+        "if False]",
+        "tests/study/test_lectures.py::test_a_check_that_fails_is_an_error_on_every_rank",
+    ),
+    Bug(
+        "f does not add up in the lecture",
+        "study/lectures/megatron_mlp.py",
+        "tp.enter_backward(dx_ND.copy())",
+        "dx_ND.copy()",
+        "tests/study/test_lectures.py::test_a_lecture_holds[megatron-mlp-4]",
+    ),
+    Bug(
+        "the bytes of ZeRO 3 are those of one micro-batch",
+        "study/lectures/zero.py",
+        "3 * n_micro)",
+        "3)",
+        "tests/study/test_lectures.py::test_a_lecture_holds[zero-4]",
+    ),
 ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from minitrain.study.hopping import hopping
 LIMIT = 20.0
 RANKS = pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
 POWERS_OF_TWO = pytest.mark.parametrize("n", [2, 4, 8])
+RING_OR_HALVING = [("ring", n) for n in (2, 3, 4, 5, 8)] + [("halving", n) for n in (2, 4, 8)]
 SIZES = (1, 5, 8, 24, 37)  # elements: fewer than ranks, odd ones, whole slices for some numbers of ranks
 
 Algorithm = Callable[[Comm, Array], Hops]
@@ -110,16 +111,14 @@ def test_maximum_in_a_ring(n: int) -> None:
     run_threads(n, on_rank, LIMIT)
 
 
-@RANKS
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("algorithm", [ring_reduce_scatter, halving_doubling], ids=["ring", "halving"])
-def test_reduce_scatter(n: int, size: int, algorithm: object) -> None:
-    if algorithm is halving_doubling and n.bit_count() > 1:
-        return
+@pytest.mark.parametrize("algorithm, n", RING_OR_HALVING)
+def test_reduce_scatter(algorithm: str, n: int, size: int) -> None:
+    run = {"ring": ring_reduce_scatter, "halving": halving_doubling}[algorithm].reduce_scatter
 
     def on_rank(comm: Comm) -> tuple[list[Hop], int]:
         buffer, slices = own(comm, size), cut(size, n)
-        made = do(comm, algorithm.reduce_scatter, buffer)  # type: ignore[attr-defined]
+        made = do(comm, run, buffer)
         expected = own(comm, size)
         comm.all_reduce(expected)
         assert np.array_equal(buffer[slices[comm.rank]], expected[slices[comm.rank]])
@@ -132,22 +131,20 @@ def test_reduce_scatter(n: int, size: int, algorithm: object) -> None:
 
     made = run_threads(n, on_rank, LIMIT)
     assert_hops_fit([hops for hops, _ in made])
-    assert len(made[0][0]) == (n - 1 if algorithm is ring_reduce_scatter else log2(n))
+    assert len(made[0][0]) == (n - 1 if algorithm == "ring" else log2(n))
     assert sum(sent for _, sent in made) == (n - 1) * size * 8
 
 
-@RANKS
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("algorithm", [ring_all_gather, halving_doubling], ids=["ring", "doubling"])
-def test_all_gather(n: int, size: int, algorithm: object) -> None:
-    if algorithm is halving_doubling and n.bit_count() > 1:
-        return
+@pytest.mark.parametrize("algorithm, n", RING_OR_HALVING)
+def test_all_gather(algorithm: str, n: int, size: int) -> None:
+    run = {"ring": ring_all_gather, "halving": halving_doubling}[algorithm].all_gather
 
     def on_rank(comm: Comm) -> tuple[list[Hop], int]:
         slices = cut(size, n)
         buffer = np.full(size, np.nan)
         buffer[slices[comm.rank]] = own(comm, size)[slices[comm.rank]]
-        made = do(comm, algorithm.all_gather, buffer)  # type: ignore[attr-defined]
+        made = do(comm, run, buffer)
         everyone = np.empty((n, size))
         comm.all_gather(own(comm, size), everyone)
         assert np.array_equal(buffer, np.concatenate([everyone[r, slices[r]] for r in range(n)]))
@@ -157,7 +154,7 @@ def test_all_gather(n: int, size: int, algorithm: object) -> None:
 
     made = run_threads(n, on_rank, LIMIT)
     assert_hops_fit([hops for hops, _ in made])
-    assert len(made[0][0]) == (n - 1 if algorithm is ring_all_gather else log2(n))
+    assert len(made[0][0]) == (n - 1 if algorithm == "ring" else log2(n))
     assert sum(sent for _, sent in made) == (n - 1) * size * 8
 
 
@@ -198,6 +195,18 @@ def test_all_to_all(n: int, each: int) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
 def test_a_communicator_of_messages_keeps_the_contract(n: int) -> None:
     run_threads(n, lambda world: check_contract(hopping(world)), LIMIT)
+
+
+def test_groups_of_a_communicator_of_messages_send_messages_too() -> None:
+    def on_rank(world: Comm) -> None:
+        events: list[Event] = []
+        comm = hopping(traced(world, events.append))
+        events.clear()
+        for group in (comm.split(0, "half"), comm.cart((2, 2)).sub((True, False), "column")):
+            group.all_reduce(np.ones(4))
+        assert {(event.verb, event.axis) for event in events} == {("send", "half"), ("send", "column")}
+
+    run_threads(4, on_rank, LIMIT)
 
 
 @pytest.mark.mpi(min_size=2)
