@@ -47,10 +47,13 @@ class Page:
 
     def ranks(self, **cells: Array | str) -> None:
         """A row for each rank: what it holds by name, and words. Ranks that hold the same share a row."""
-        mine = {name: cell if isinstance(cell, str) else numbers(cell) for name, cell in cells.items()}
+        mine = [cell if isinstance(cell, str) else digits(cell) for cell in cells.values()]
+        groups = sorted(grouped(dict(enumerate(gather(self._comm, mine)))))
+        columns = zip(*(json.loads(text) for _, text in groups), strict=True)  # of the groups' cells
+        texts = zip(*(_of_one_width(column) for column in columns), strict=True)
         rows = [["", *(name.replace("_", " ") for name in cells)]]
-        for ranks, text in sorted(grouped(dict(enumerate(gather(self._comm, mine))))):
-            rows += _lines([name_ranks(ranks), *json.loads(text).values()])
+        for (ranks, _), of_group in zip(groups, texts, strict=True):
+            rows += _lines([name_ranks(ranks), *of_group])
         self._write(table(rows, left=len(rows[0])))
 
     def whole(self, **arrays: Array) -> None:
@@ -135,13 +138,29 @@ def close(a: Array, b: Array) -> bool:
     return a.shape == b.shape and bool(np.linalg.norm(a - b) <= 1e-12 * float(np.linalg.norm(b)))
 
 
-def numbers(x: Array, digits: int = 2) -> str:
-    """The rows of a vector or a matrix as lines; whole numbers without decimals."""
+def numbers(x: Array, decimals: int = 2) -> str:
+    """The rows of a vector or a matrix as lines."""
+    return _of_one_width([digits(x, decimals)])[0]
+
+
+def digits(x: Array, decimals: int = 2) -> list[list[str]]:
+    """The numbers of a vector or a matrix, without decimals if all are whole."""
     x = np.atleast_2d(x)
-    whole = np.array_equal(x, np.round(x))
-    rows = [[f"{round(float(value), digits) + 0.0:.{0 if whole else digits}f}" for value in row] for row in x]
-    width = max((len(cell) for row in rows for cell in row), default=0)
-    return "\n".join(" ".join(cell.rjust(width) for cell in row) for row in rows)
+    decimals = 0 if np.array_equal(x, np.round(x)) else decimals
+    return [[f"{round(float(value), decimals) + 0.0:.{decimals}f}" for value in row] for row in x]
+
+
+def _of_one_width(cells: Sequence[str | list[list[str]]]) -> list[str]:
+    """Texts as they are, and matrices of words as lines, in all of which a word takes as much room."""
+    words = [word for cell in cells if not isinstance(cell, str) for row in cell for word in row]
+    width = max(map(len, words), default=0)
+
+    def text(cell: str | list[list[str]]) -> str:
+        if isinstance(cell, str):
+            return cell
+        return "\n".join(" ".join(word.rjust(width) for word in row) for row in cell)
+
+    return [text(cell) for cell in cells]
 
 
 def _lines(cells: Sequence[str]) -> list[list[str]]:

@@ -175,7 +175,7 @@ def test_ranks_that_hold_the_same_share_a_row() -> None:
     assert others == [[], [], []], "one rank writes"
     assert first[0].split("\n\n")[-1].splitlines() == [
         "            x            what",
-        "ranks 0, 2  3            so",
+        "ranks 0, 2      3        so",
         "ranks 1, 3   1.00 -2.50  so",
         "            10.00  0.00",
     ]

@@ -24,6 +24,7 @@ from minitrain.resolve import resolve
 from minitrain.step import Batch, backpropagate
 from minitrain.study.page import Page, gather
 
+NAMES = {"gpipe": "GPipe", "1f1b": "1F1B"}
 UNIT = 0.02  # seconds
 LETTERS = "abcdefghijklmnop"
 
@@ -117,10 +118,10 @@ def study_pipeline(page: Page, comm: Comm) -> None:
     )
     steps = {}
     for n_micro in (few, many):
-        for schedule in ("gpipe", "1f1b"):
+        for schedule in NAMES:
             step = run_step(comm, schedule, n_micro)
             steps[n_micro, schedule] = step
-            page.step(f"{schedule}, {p} stages, {n_micro} micro-batches")
+            page.step(f"{NAMES[schedule]}, {p} stages, {n_micro} micro-batches")
             page.say(
                 f"Measured: {step.seconds:.3f} s. Digits are forwards (last digit of the micro-batch), "
                 "letters backwards (a is micro-batch 0), dots waiting."
@@ -147,16 +148,15 @@ def study_pipeline(page: Page, comm: Comm) -> None:
     for (m, schedule), step in steps.items():
         idle, whole, working = step.seconds - step.working, step.seconds, step.working
         ratios = [idle / working, (p - 1) / m, idle / whole, (p - 1) / (m + p - 1)]
-        rows.append(
-            [schedule, str(m), f"{working:.3f} s", f"{whole:.3f} s", *(f"{ratio:.3f}" for ratio in ratios)]
-        )
+        times = [f"{working:.3f} s", f"{whole:.3f} s", *(f"{ratio:.3f}" for ratio in ratios)]
+        rows.append([NAMES[schedule], str(m), *times])
     page.table(rows)
     page.loosely(
         "a pipeline of p stages wastes (p - 1)/p of the time",
         f"With one micro-batch it does. The bubble shrinks with more of them: from {few} to {many} its "
         f"ratio to the work falls from {(p - 1) / few:.3f} to {(p - 1) / many:.3f}.",
     )
-    most = {schedule: max(steps[many, schedule].kept) for schedule in ("gpipe", "1f1b")}
+    most = {schedule: max(steps[many, schedule].kept) for schedule in NAMES}
     page.loosely(
         "1F1B is faster than GPipe",
         f"It has the same bubble. It keeps less: at most {most['1f1b']} bytes on a stage, and GPipe "

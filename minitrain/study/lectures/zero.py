@@ -25,8 +25,8 @@ LR = 0.5
 STAGES = (
     "ZeRO 0, plain data parallelism",
     "ZeRO 1: the optimizer state is cut",
-    "ZeRO 2: and the gradients",
-    "ZeRO 3: and the parameters",
+    "ZeRO 2: gradients are cut too",
+    "ZeRO 3: parameters are cut too",
 )
 FOUND = "Rank r has found the gradient r + 1 for every element, from its part of the batch."
 OLD = "Every rank has updated its own part. The other parameters are still old."
