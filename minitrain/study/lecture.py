@@ -14,19 +14,28 @@ LIMIT = 60.0  # seconds after which a thread gives up that waits for others: one
 
 
 def perform(lecture: Lecture, world: World, ranks: int, all_at_once: bool) -> None:
-    """Runs it, on `ranks` threads where `world` is one process alone, and shows its screens.
+    """Runs it, on `ranks` threads where `world` is one process alone, and shows its screens. If something in
+    it is not true, those before, and then raises.
 
     It runs to its end first: ranks that wait for a reader would be busy waiting.
     """
+    written: list[Page] = []
 
-    def on_rank(comm: Comm) -> list[str]:
+    def on_rank(comm: Comm) -> None:
         page = Page(comm)
+        if comm.rank == 0:
+            written.append(page)
         lecture(page, comm)
-        return page.screens
 
-    screens = on_rank(world) if world.size > 1 else run_threads(ranks, on_rank, LIMIT)[0]
-    if world.rank == 0:
-        present(screens, pause=not all_at_once and sys.stdin.isatty() and sys.stdout.isatty())
+    try:
+        if world.size > 1:
+            on_rank(world)
+        else:
+            run_threads(ranks, on_rank, LIMIT)
+    finally:
+        attended = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+        for page in written:
+            present(page.screens, pause=attended and not all_at_once)
 
 
 def present(screens: list[str], pause: bool) -> None:
