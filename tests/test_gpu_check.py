@@ -56,6 +56,11 @@ def test_runs(tmp_path: Path) -> None:
         runs.layout({"parallel.tp": 3})
 
 
+def test_what_there_is_no_time_for_has_failed(tmp_path: Path) -> None:
+    outcomes = list(Runs(tmp_path, backend="numpy").all(limit=-1))
+    assert len(outcomes) > 12 and all(outcome.problem.startswith("not run") for outcome in outcomes)
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     pytest.importorskip("cupy")
     command = [sys.executable, str(REPOSITORY / "scripts/gpu/check.py"), "--out", str(tmp_path / "out")]

@@ -33,7 +33,8 @@ PACKAGES = (
     "nvidia-cudnn-cu13",
     "torch",
 )
-LIMITS = {"kernels": 240.0, "times": 150.0}  # seconds
+MINUTES = 8.5  # for all of it
+LIMITS = {"kernels": 240.0, "runs": 180.0, "times": 120.0}  # seconds, of what is left
 
 
 def about_machine() -> dict[str, Any]:
@@ -58,15 +59,15 @@ def about_machine() -> dict[str, Any]:
     }
 
 
-def check_kernels(folder: Path) -> list[Outcome]:
+def check_kernels(folder: Path, limit: float) -> list[Outcome]:
     """One line for each file of tests."""
     report = folder / "kernels.xml"
     command = [sys.executable, "-m", "pytest", "--gpu", "-q", f"--junitxml={report}", "tests/cuda"]
     with (folder / "kernels.txt").open("w") as log:
         try:
-            subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=LIMITS["kernels"], check=False)
+            subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=limit, check=False)
         except subprocess.TimeoutExpired:
-            return [Outcome("kernels", f"not done after {LIMITS['kernels']:.0f} s")]
+            return [Outcome("kernels", f"not done after {limit:.0f} s")]
     return outcomes_of(report)
 
 
@@ -120,18 +121,24 @@ def main() -> int:
         print(f"scripts/gpu_check: no GPU can be used: {problem}", file=sys.stderr)
         return 1
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
-    start, outcomes = time.perf_counter(), check_kernels(folder)
+    start = time.perf_counter()
+
+    def limit(part: str) -> float:
+        return min(LIMITS[part], 60 * MINUTES - (time.perf_counter() - start))
+
+    outcomes = check_kernels(folder, limit("kernels"))
     seconds = {"kernels": time.perf_counter() - start}
-    for outcome in Runs(folder / "runs").all():
+    for outcome in Runs(folder / "runs").all(limit("runs")):
         outcomes.append(outcome)
         print(*table([outcome]), flush=True)
     seconds["runs"] = time.perf_counter() - start - seconds["kernels"]
+    for_times = limit("times")
     bench = [str(ROOT / "scripts" / "bench_gpu"), "--short", "--json", str(folder / "times.json")]
     try:
-        done = subprocess.run(bench, capture_output=True, text=True, timeout=LIMITS["times"], check=False)
+        done = subprocess.run(bench, capture_output=True, text=True, timeout=for_times, check=False)
         times = done.stdout if done.returncode == 0 else done.stdout + done.stderr[-2000:]
     except subprocess.TimeoutExpired as problem:
-        times = f"not done after {LIMITS['times']:.0f} s\n{(problem.stdout or b'').decode(errors='replace')}"
+        times = f"not done after {for_times:.0f} s\n{(problem.stdout or b'').decode(errors='replace')}"
     record = {"machine": about, "seconds": seconds, "checks": [outcome._asdict() for outcome in outcomes]}
     (folder / "checks.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "times.txt").write_text(times)
