@@ -56,6 +56,7 @@ def study_data_parallel(page: Page, comm: Comm) -> None:
     page.step("the step")
     w_I -= 0.5 * dw_I
     page.ranks(w=w_I[None])
+    page.same("these are the weights of one process", w_I, np.ones(I) - 0.5 * serial_I)
     page.say("From the same weights and the same gradient all ranks make the same step: no weights are sent.")
 
     page.step("where the common statement is loose")

@@ -15,7 +15,7 @@ from minitrain.model.block import BlockContext, attention_sublayer_backward, att
 from minitrain.model.tensor import TensorParallel
 from minitrain.ops.attention import attention_backward, attention_forward
 from minitrain.ops.linear import linear_backward, linear_forward
-from minitrain.study.lectures.sublayer import Views, compare_with_training
+from minitrain.study.lectures.sublayer import Shapes, Views, compare_with_training
 from minitrain.study.page import Counted, Page, close
 
 K = 2
@@ -135,5 +135,4 @@ def study_megatron_attention(page: Page, comm: Comm) -> None:
         "The same attention as the first half of a block of this package (model/block.py), with its norm."
     )
     norm = {"attn.norm": np.ones(D)}
-    shapes = {"rows": T, "width": D, "seq_len": T, "head_width": K}
-    compare_with_training(page, comm, half, norm | part, norm | w, shapes)
+    compare_with_training(page, comm, half, norm | part, norm | w, Shapes(T, D, head_width=K))

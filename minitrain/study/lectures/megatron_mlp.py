@@ -15,7 +15,7 @@ from minitrain.model.block import BlockContext, mlp_sublayer_backward, mlp_subla
 from minitrain.model.tensor import TensorParallel
 from minitrain.ops.linear import linear_backward, linear_forward
 from minitrain.ops.mlp import gelu_backward, gelu_forward
-from minitrain.study.lectures.sublayer import Views, compare_with_training
+from minitrain.study.lectures.sublayer import Shapes, Views, compare_with_training
 from minitrain.study.page import Counted, Page, close
 
 
@@ -144,8 +144,7 @@ def study_megatron_mlp(page: Page, comm: Comm) -> None:
     )
     names = {"mlp.norm": np.ones(D), "mlp.up": mlp.a_FD, "mlp.down": mlp.b_DF}
     own_names = names | {"mlp.up": part.a_FD, "mlp.down": part.b_DF}
-    shapes = {"rows": N, "width": D, "seq_len": N, "head_width": D}
-    compare_with_training(page, comm, half, own_names, names, shapes)
+    compare_with_training(page, comm, half, own_names, names, Shapes(N, D, head_width=D))
 
 
 def half(c: BlockContext, w: Views, g: Views, x_SD: Array, dz_SD: Array) -> tuple[Array, Array]:

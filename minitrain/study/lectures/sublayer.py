@@ -3,7 +3,7 @@ whether cut over ranks it gives what one process gives.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,19 +19,25 @@ Half = Callable[[BlockContext, Views, Views, Array, Array], tuple[Array, Array]]
 """(context, weights, gradients, x, dz) -> (z, dx): forward and backward, the norm before it included."""
 
 
+class Shapes(NamedTuple):
+    """Of one sequence, which divides by the ranks."""
+
+    seq_len: int
+    width: int
+    head_width: int
+
+
 def compare_with_training(
-    page: Page, comm: Comm, half: Half, mine: Views, whole: Views, shapes: dict[str, Any]
+    page: Page, comm: Comm, half: Half, mine: Views, whole: Views, shapes: Shapes
 ) -> None:
-    """With weights `mine` on this rank, against `whole` weights in one process; in both forms. `shapes`:
-    rows, width, seq_len, head_width.
-    """
+    """With weights `mine` on this rank, against `whole` weights in one process; in both forms."""
     random = np.random.default_rng(1)
-    N, D, n = shapes["rows"], shapes["width"], comm.size
+    N, D, n = shapes.seq_len, shapes.width, comm.size
     x_ND, dz_ND = random.normal(size=(N, D)), random.normal(size=(N, D))
 
     def run(comm: Comm, w: Views, sequence: bool) -> tuple[Array, Array, slice]:
         tp = TensorParallel(comm, sequence)
-        context = BlockContext(Ops(), tp, shapes["seq_len"], shapes["head_width"], 1e-5, None)
+        context = BlockContext(Ops(), tp, shapes.seq_len, shapes.head_width, 1e-5, None)
         gradients = {name: np.zeros_like(values) for name, values in w.items()}
         rows = tp.rows(N)
         return *half(context, w, gradients, x_ND[rows].copy(), dz_ND[rows].copy()), rows

@@ -156,10 +156,7 @@ def study_zero(page: Page, comm: Comm) -> None:
         "parameters too (3). What it does not own it gets when it needs it, by collectives; the result is "
         "the same.",
     )
-    page.say(
-        f"One tensor of {elements} elements, 1, 2, 3 ...; Adam with a rate of {LR:g}; fp64, so that nothing "
-        "is rounded."
-    )
+    page.say(f"One tensor of {elements} elements, 1, 2, 3 ...; Adam with a rate of {LR:g}; fp64.")
     expected = one_process(n)
     for zero in range(4):
         grid = make_grid(comm, zero)
@@ -186,7 +183,7 @@ def study_zero(page: Page, comm: Comm) -> None:
     page.say(
         f"Counted on the arrays of a tensor of P = {elements} elements, and equal to the formulas. An "
         "element takes p bytes as a parameter, g as a gradient, and K for what the optimizer remembers: "
-        "two moments and, where the parameter has 16 bits, a copy in fp32."
+        "two moments, and under bf16 a copy of the parameter in fp32."
     )
     page.loosely(
         "ZeRO 3 divides memory by the number of ranks",
