@@ -71,6 +71,18 @@ def test_what_is_not_named_is_the_checkpoint_s(place: Path) -> None:
     assert notices[1:] == ["run.keep is 5, was 2 up to step 2"]
 
 
+def test_a_run_may_go_on_on_another_machine(place: Path) -> None:
+    """What its devices were, and what computed there, is not taken over."""
+    settings = read_settings(parse(["--run.resume", "run/checkpoints/step-00000002"]))
+    start = find_start(settings)
+    assert start
+    of_gpus = {"backend": "cupy", "collectives": "nccl", "gemm": "gemmex", "attention": "flash"}
+    saved = replace(start.manifest.config, **of_gpus)
+    start = start._replace(manifest=replace(start.manifest, config=saved))
+    config = continued(settings, start, 1).config
+    assert {getattr(config, name) for name in of_gpus} == {"auto"}
+
+
 def test_what_is_named_counts_and_is_told(place: Path) -> None:
     _, notices = resolved("--run.resume auto --run.dir run --optim.lr 0.002 --precision bf16 --train.seed 3")
     assert notices[0] == "goes on from step 4: run/checkpoints/step-00000004"

@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from cuda import compiler, counts
 from cuda.compiler import Kernel, RefusedError, combinations, kernels
 
+import minitrain.arrays.kernels as module
 from minitrain.arrays.kernels import PACKAGE, options
 
 SOURCES = compiler.sources()
@@ -92,6 +94,19 @@ def test_combinations() -> None:
 
 def test_a_source_may_refuse_fused_operations() -> None:
     assert options(GOOD) == () and options(GOOD + "// no fma\n") == ("-fmad=false",)
+
+
+def test_what_is_compiled_is_known_by_all_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy takes a kernel from its cache if the text is the same, which therefore tells of each header."""
+    monkeypatch.setattr(module, "INCLUDED", tmp_path)
+    texts = []
+    for name in ("common.cuh", "tensor_core.cuh"):
+        for content in ("// one", "// two"):
+            (tmp_path / name).write_text(content)
+            module._digest.cache_clear()
+            texts.append(module.preamble({}, "a.cu"))
+    module._digest.cache_clear()
+    assert len(set(texts)) == len(texts)
 
 
 def test_architectures() -> None:

@@ -80,6 +80,7 @@ def test_ranks_agree(name: str) -> None:
         for device in (SharedEmulator(), HOST)
     )
     assert_near(gpu[0], host[0], 2)
+    assert_near(gpu[0], maxima_after(configured(name), SingleComm(), HOST, 2), 2)  # and no sums of maxima
     for other in gpu[1:]:
         for matrix, history in other.items():
             np.testing.assert_array_equal(history, gpu[0][matrix], err_msg=matrix)
