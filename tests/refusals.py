@@ -22,7 +22,7 @@ ARGUMENTS = [
     Refusal(
         "--model.lay 3", ("unknown option --model.lay;", "nearest known is --model.layers")
     ),  # no abbreviation is guessed
-    Refusal("--run.telescope true", ("unknown option --run.telescope; command line; run has dir, init_from",)),
+    Refusal("--run.lens true", ("unknown option --run.lens; command line; run has dir, init_from",)),
     Refusal("-x", ("unknown option -x; command line; the sections are model, parallel",)),
     Refusal("--dry-run now", ("unexpected word 'now'", "a command comes first")),
     Refusal("--train.steps 3 generate", ("--train.steps takes 1 value, not 2",)),
@@ -78,7 +78,7 @@ ARGUMENTS = [
 TOML = [
     Refusal("", ("unknown key steps; run.toml; the nearest known is train.steps",), toml="steps = 3"),
     Refusal("", ("unknown key train.step;", "train.steps"), toml="[train]\nstep = 3"),
-    Refusal("", ("unknown key run.telescope; run.toml; run has dir, init_from",), toml="[run]\ntelescope = true"),
+    Refusal("", ("unknown key run.lens; run.toml; run has dir, init_from",), toml="[run]\nlens = true"),
     Refusal(
         "",
         ("parallel.zero is true, not one of 0, 1, 2, 3; run.toml; choose",),
