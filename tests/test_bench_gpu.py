@@ -4,7 +4,6 @@ tests; figures and tables from made-up records; and what becomes of contenders t
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +101,8 @@ def test_in_bf16_they_agree_within_rounding(name: str) -> None:
         pairs.append(([result.loss for result in results], [result.norm for result in results]))
     assert disagreement(*pairs, bounds(problem)) == ""
     assert disagreement(*pairs, bounds(problem, unit=2.0**-16))
+    for side, (losses, _) in zip((our_side, their_side), pairs, strict=True):
+        assert [result.loss for result in first_results(side(problem))] != losses, "not in fp32"
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -120,13 +121,15 @@ def test_pytorch_compiles_all_of_a_model(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_our_side_on_a_gpu(name: str) -> None:
     """The losses of the host; nobody waits for the GPU but to read what came of the step before."""
-    ours = Ours(StrictGpu(), TINY[name], {"precision": "fp32"})
+    gpu = StrictGpu()
+    ours = Ours(gpu, TINY[name], {"precision": "fp32"})
     WAITS.n = 0
     for number in range(1, CHECKED_STEPS + 1):
         ours.start(number)
         assert WAITS.n == number - 1
+    assert gpu.n_synchronized == 0
     results = ours.finish()
-    assert WAITS.n == CHECKED_STEPS
+    assert WAITS.n == CHECKED_STEPS and gpu.n_synchronized == 1
     np.testing.assert_allclose(results, first_results(our_side(TINY[name])), rtol=2e-6)
     assert ours.finish() == []
 
@@ -177,6 +180,10 @@ def test_breakdown_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert head.bytes == 4 * n_micro * (N * D + V * D + N * V)
     assert f"product {V} x {D} x {N} a'b + out" in rows
     assert rows["norm_forward"].calls == n_micro * (2 * model.layers + 1)
+    assert rows["cross_entropy"].bytes == n_micro * N * (2 * 4 + 8 + 4), "two sums, a target, a loss"
+    marks = clock.n
+    ours.start(1)
+    assert clock.n == marks, "recorded when it is over"
     first = {"gpt2": "gelu_forward", "llama": "swiglu_forward"}[name]
     assert rows[first].bytes == 4 * n_micro * model.layers * N * model.ffn * (2 if name == "gpt2" else 3)
 
@@ -243,37 +250,42 @@ def test_what_is_asked_of_cupy() -> None:
         assert callable(function)
 
 
-class Sleeping:
-    """A contender whose GPU takes its time."""
+class Slow:
+    """Its host takes 1 s to start a step, its GPU 10 s. It keeps the time itself."""
 
     def __init__(self) -> None:
+        self.now = 0.0
         self.started: list[int] = []
-        self.waited = 0
+        self.left = 0  # steps under way
+
+    def clock(self) -> float:
+        return self.now
 
     def start(self, number: int) -> None:
         self.started.append(number)
-        self.waited += 1
+        self.left += 1
+        self.now += 1
 
     def finish(self) -> list[Result]:
-        time.sleep(0.01 * self.waited)
-        results = (
-            [Result(float(number), 1.0) for number in self.started[-self.waited :]] if self.waited else []
-        )
-        self.waited = 0
+        self.now += 10 * self.left
+        results = [Result(float(number), 1.0) for number in self.started[len(self.started) - self.left :]]
+        self.left = 0
         return results
 
     def pool_bytes(self) -> int:
         return 7
 
 
-def test_what_is_timed() -> None:
-    contender = Sleeping()
+def test_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    contender = Slow()
+    monkeypatch.setattr("contender.time.perf_counter", contender.clock)
     found = measure(contender, Plan(warmup=2, steps=3, rounds=4))
     n_steps = CHECKED_STEPS + 2 + 3 * 4 + 4
-    assert contender.started == list(range(1, n_steps + 1))
-    assert found["losses"] == [1.0, 2.0, 3.0] and found["steps"] == 12 and found["pool_bytes"] == 7
-    assert 0.01 <= found["seconds_min"] <= found["seconds"] <= found["seconds_max"]
-    assert found["launch"] < 0.01, "the wait is no part of a launch"
+    assert contender.started == list(range(1, n_steps + 1)) and contender.left == 0
+    assert found == {
+        "losses": [1.0, 2.0, 3.0], "norms": [1.0] * 3, "steps": 12, "pool_bytes": 7, "launch": 1.0,
+        "seconds": 11.0, "seconds_min": 11.0, "seconds_max": 11.0, "first_step": 11.0,
+    }  # fmt: skip
 
 
 def test_weights_and_data() -> None:

@@ -45,6 +45,7 @@ class RecordingGpu:
         self.synchronize, self.start_reading = gpu.synchronize, gpu.start_reading
         self.launch: Callable[..., None] = gpu.launch
         self.gemm: Any = gpu.gemm
+        self._recording = False
         self._spans: list[Span] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -53,11 +54,12 @@ class RecordingGpu:
     def recorded(self, name: str, work: Callable[[], None]) -> list[Row]:
         """Does the work, and waits for it. What is not noted by itself has this name."""
         self.launch, self.gemm = self._launch, _RecordingGemm(self, self._gpu.gemm)
-        self._spans = []
+        self._recording, self._spans = True, []
         try:
             with self.span(name):
                 work()
         finally:
+            self._recording = False
             self.launch, self.gemm = self._gpu.launch, self._gpu.gemm
         self.synchronize()
         return self._rows()
@@ -75,7 +77,7 @@ class RecordingGpu:
         """The function, with what it does besides launches and products noted under this name."""
 
         def call(*args: Any, **keywords: Any) -> Any:
-            if self.launch is self._gpu.launch:
+            if not self._recording:
                 return function(*args, **keywords)
             with self.span(name):
                 return function(*args, **keywords)
