@@ -188,9 +188,23 @@ def test_breakdown_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert rows[first].bytes == 4 * n_micro * model.layers * N * model.ffn * (2 if name == "gpt2" else 3)
 
 
-@needs_emulator
-def test_speed_of_products() -> None:
-    assert product_flops(StrictGpu(), 16, rounds=1) > 0
+def test_speed_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU that takes a second for each, and for the first a minute."""
+
+    class Products(Host):
+        now, started = 0.0, 0
+
+        def product(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+            self.now += 1 if self.started else 60
+            self.started += 1
+
+        @property
+        def gemm(self) -> "Products":
+            return self
+
+    gpu = Products()
+    monkeypatch.setattr("speed.time.perf_counter", lambda: gpu.now)
+    assert product_flops(gpu, 16, rounds=1) == 2 * 16**3
 
 
 @needs_emulator
@@ -214,6 +228,11 @@ def test_a_worker_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found["attention"] == "minitrain.ops.attention" and found["card"] == H100
     rows = {row["name"]: row for row in found["breakdown"]}
     assert rows["embedding_forward"]["calls"] == 2 * 2, "of ids and of positions, in two micro-batches"
+    monkeypatch.setattr("speed.break_down", None)  # that fails leaves what was measured before
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (90, 100))
+    with pytest.raises(TypeError):
+        one_contender.main(task.write(), str(file))
+    assert json.loads(file.read_text()).keys() == found.keys() - {"breakdown"}
     one_contender.main(task._replace(who="ceiling").write(), str(file))
     assert json.loads(file.read_text())["flops"] > 0
 
@@ -373,6 +392,7 @@ def test_table() -> None:
         {"status": "out of memory", "message": "2 GiB wanted", "model": "llama-1B", "who": "eager"}
     )
     head, ours, eager, compiled, lacking = table(records)
+    assert [head, ours, eager, compiled] == table(records[:3]), "what has no figures makes no column wider"
     speed = "327680 26.6% 28.5% 32.9% 1.50 0.80"
     assert ours.split() == f"gpt2-124M minitrain 200.00 198.00 .. 204.00 {speed} 4.00 16.0 32.0 3.2".split()
     assert eager.split()[:4] == ["gpt2-124M", "PyTorch", "eager", "300.00"] and eager.split()[11:13] == [
