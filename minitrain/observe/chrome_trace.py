@@ -117,7 +117,8 @@ def _arrow(made: CallMade, rank: int, at: Any) -> Iterator[dict[str, Any]]:
     arrow: dict[str, Any] = {
         "ph": "s" if starts else "f", "name": "message", "cat": "message",
         "id": f"{made.call.axis} {source}-{to} {made.call.number}",
-        "pid": rank, "tid": CALLS, "ts": at(made.start) if starts else max(at(made.end) - EDGE, at(made.start)),
+        "pid": rank, "tid": CALLS,
+        "ts": at(made.start) if starts else max(at(made.end) - EDGE, at(made.start)),
     }  # fmt: skip
     yield arrow if starts else {**arrow, "bp": "e"}
 
