@@ -363,8 +363,11 @@ def _update(r: _Rank) -> Iterator[Entry]:
 
 def _scalars(r: _Rank) -> Iterator[Entry]:
     n_squares, n_losses = (_DIGITS, r.sizes["dp"] * r.micro) if r.exact else (1, 1)
-    for axis in ("shard", "tp", "pp"):
-        yield axis, "all_reduce", "squared norm of the gradients", 1, n_squares * _SCALAR
+    what, n_bytes = "squared norm of the gradients", n_squares * _SCALAR
+    if r.exact:
+        yield "shard", "send", f"{what}, by doubling", r.sizes["shard"].bit_length() - 1, n_bytes
+    for axis in ("tp", "pp") if r.exact else ("shard", "tp", "pp"):
+        yield axis, "all_reduce", what, 1, n_bytes
     for axis in ("pp", "dp"):
         yield axis, "all_reduce", "loss", 1, n_losses * _SCALAR
     yield "world", "all_reduce", "whether a gradient overflowed", 1, _SCALAR

@@ -42,7 +42,9 @@ def configured(model: str, batch: str, **layout: Any) -> Config:
         train=train,
         precision=precision,
         optim=replace(config.optim, name=name),
-        loss_scale=LossScaleConfig(initial=1),  # these gradients are large
+        loss_scale=LossScaleConfig(initial=1)
+        if precision == "fp16"
+        else config.loss_scale,  # large gradients
         run=RunConfig(exact="exact" in batch),
     )
 
