@@ -122,7 +122,7 @@ def graphs(monkeypatch) -> list[Graph]:
         data_type=SimpleNamespace(BFLOAT16="b", HALF="h", FLOAT="f"),
         diagonal_alignment=SimpleNamespace(TOP_LEFT="top left"),
         heur_mode=SimpleNamespace(A="a"),
-        create_handle=lambda: "handle",
+        create_handle=lambda: f"handle {len(streams)}",
         set_stream=lambda handle, stream: streams.append((handle, stream)),
     )
     monkeypatch.setitem(sys.modules, "cudnn", package)
@@ -131,12 +131,13 @@ def graphs(monkeypatch) -> list[Graph]:
     for cached in caches:
         cached.cache_clear()
     yield made
-    assert streams == ([("handle", 99)] if made else []), "bound once to the stream of the device"
+    bound = [(handle, 99) for handle in dict.fromkeys(graph.handle for graph in made)]
+    assert streams == bound, "once for each device, to its stream"
     for cached in caches:
         cached.cache_clear()
 
 
-GPU = SimpleNamespace(xp=np, stream=SimpleNamespace(ptr=99))
+GPU, OTHER = (SimpleNamespace(xp=np, index=i, stream=SimpleNamespace(ptr=99)) for i in (0, 1))
 
 
 @pytest.mark.parametrize("dtype", [TYPES["bf16"], TYPES["fp16"]], ids=["bf16", "fp16"])
@@ -154,6 +155,8 @@ def test_attention(graphs: list[Graph], dtype: np.dtype) -> None:
     assert [graph.executed for graph in graphs] == [2, 2], "graphs are made once for a shape"
     cudnn.attention_forward(GPU, q[:1], k[:1], v[:1])
     assert len(graphs) == 3
+    cudnn.attention_forward(OTHER, q, k, v)
+    assert [graph.handle for graph in graphs[2:]] == ["handle 0", "handle 1"]
 
 
 def test_it_is_taken_where_it_is_asked_for(graphs: list[Graph]) -> None:

@@ -88,7 +88,7 @@ def _execute(gpu: Gpu, computation: Computation, arrays: tuple[Array, ...]) -> N
     if not q_BTHK.size:
         return
     B, T, H, K = q_BTHK.shape
-    handle = _handle(_stream(gpu))
+    handle = _handle(*_place(gpu))
     graph, n_bytes = _plan(computation, Shape(B, T, H, k_BTGK.shape[2], K, q_BTHK.dtype.name), handle)
     workspace = gpu.xp.empty(max(n_bytes, 1), np.uint8)
     addresses = {uid: _address(x) for uid, x in enumerate(arrays, 1)}
@@ -163,16 +163,19 @@ def _refusal(what: str, remedy: str) -> ConfigError:
 
 
 @cache
-def _handle(stream: int) -> Any:
-    """cuDNN's handle for the current device, bound to a stream."""
+def _handle(device: int, stream: int) -> Any:
+    """cuDNN's handle for `device`, which is the current one of the thread, bound to a stream. Ranks that are
+    threads may have devices of their own, whose streams have the same number.
+    """
     cudnn = package()
     handle = cudnn.create_handle()
     cudnn.set_stream(handle=handle, stream=stream)
     return handle
 
 
-def _stream(gpu: Any) -> int:
-    return int(gpu.stream.ptr)
+def _place(gpu: Any) -> tuple[int, int]:
+    """Device and stream."""
+    return gpu.index, int(gpu.stream.ptr)
 
 
 def _address(x: Any) -> int:
