@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from layouts import LIMIT, LLAMA, batch_of, random_weights, tiny
+from layouts import LIMIT, LLAMA, batch_of, overflow, random_weights, tiny
 
 from minitrain.arrays.types import Array
 from minitrain.build import make_trainer
@@ -20,7 +20,6 @@ from minitrain.config import Config, LossScaleConfig
 from minitrain.errors import MinitrainError
 from minitrain.optim.judge import Judge
 from minitrain.optim.loss_scale import LossScale
-from minitrain.parallel.stage import Stage
 from minitrain.step import train_step
 
 STEPS, BAD = 4, 2
@@ -47,19 +46,6 @@ class Seen(NamedTuple):
 def configured(precision: str = "fp16", **parallel: object) -> Config:
     config = tiny(LLAMA, dp=2, tp=2, pp=2, **parallel)
     return replace(config, precision=precision, loss_scale=LossScaleConfig(initial=64.0))
-
-
-def overflow(stage: Stage) -> None:
-    """The next gradient of this rank's first block that goes to other ranks has an infinity in it."""
-    unit = stage.blocks[0]
-    sum_over_tp = unit.sum_over_tp
-
-    def tampered(full: Array) -> None:
-        unit.layout.views(full)["mlp.up"][0, 0] = np.inf
-        del unit.sum_over_tp
-        sum_over_tp(full)
-
-    unit.sum_over_tp = tampered  # type: ignore[method-assign]
 
 
 def run(config: Config, plant: Where | None, leave_out: bool = False) -> list[Seen]:

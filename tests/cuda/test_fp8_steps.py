@@ -4,7 +4,6 @@ them, and that the host does not wait for any of it. Beside the same steps on th
 The update is left out, so that weights, and with them their maxima, are the same in both.
 """
 
-import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -30,16 +29,6 @@ from minitrain.step import Trainer, start_step
 pytestmark = needs_emulator
 WITHIN = 4 * 2.0**-3  # roundings to E5M2, of a gradient: as in tests/test_precision_in_layouts.py
 MODELS = {"llama": LLAMA, "gpt2": GPT2}
-
-
-class SharedEmulator(Emulator):
-    """For ranks that are threads: the emulated GPU runs one kernel at a time."""
-
-    lock = threading.Lock()
-
-    def launch(self, *args, **types) -> None:
-        with self.lock:
-            super().launch(*args, **types)
 
 
 def configured(name: str, **layout: int) -> Config:
@@ -77,7 +66,7 @@ def test_ranks_agree(name: str) -> None:
     config = configured(name, dp=2, tp=2)
     gpu, host = (
         run_threads(4, lambda world: maxima_after(config, world, device, 2), LIMIT)  # noqa: B023
-        for device in (SharedEmulator(), HOST)
+        for device in (Emulator(), HOST)
     )
     assert_near(gpu[0], host[0], 2)
     assert_near(gpu[0], maxima_after(configured(name), SingleComm(), HOST, 2), 2)  # and no sums of maxima

@@ -19,6 +19,7 @@ from layouts import (
     batch_of,
     mild_weights,
     on_device,
+    overflow,
     random_weights,
     run_layout,
     tensor_error,
@@ -170,15 +171,7 @@ def state_of(trainer: Trainer) -> list[np.ndarray]:
 
 def spoiled(trainer: Trainer, batch: Any, step: int) -> Any:
     """A started step whose gradient has an infinity in it."""
-    unit = trainer.stage.blocks[0]
-    sum_over_tp = unit.sum_over_tp
-
-    def tampered(full: Any) -> None:
-        unit.layout.views(full)["mlp.up"][0, 0] = np.inf
-        del unit.sum_over_tp
-        sum_over_tp(full)
-
-    unit.sum_over_tp = tampered  # type: ignore[method-assign]
+    overflow(trainer.stage)
     return start_step(trainer, batch, 1e-2, step)
 
 
