@@ -119,7 +119,7 @@ class RunConfig:
     background: bool = False  # checkpoints are written by a thread, from a copy, while training goes on
     resume: str = "no"  # auto: from the newest checkpoint of run.dir, if it has one; or a checkpoint's path
     accept_new_data: bool = False  # resume although the data are others than the checkpoint's
-    trace: bool = False  # trace.json: what each rank computes and calls, and when, for viewers and `report`
+    trace: bool = False  # trace.json: what each rank computes and calls, and when, for a viewer
     trace_steps: int = 100  # steps at the beginning of the run that are in it (0: all)
     exact: bool = False  # sums in a fixed order: the same bits for any dp, pp, zero (micro_batch, tp fixed)
     check: bool = False  # before each collective ranks compare what they are about to do

@@ -53,8 +53,7 @@ def train(
     timeline = Timeline() if config.run.trace else None
     with watchdog(config, world, calls), opened(config, world, calls) as backend:
         offset = clock_offset(backend.world) if timeline else None
-        ledger: Ledger = Both(sent, calls, timeline) if timeline else sent
-        watch: Watch = Both(sent, calls, timeline) if timeline else calls
+        ledger, watch = listeners(sent, calls, timeline)
         comm = traced(checked(backend.world) if config.run.check else backend.world, ledger, watch)
         run = build(config, comm, checkpoint, backend.device)
         if timeline:
@@ -116,20 +115,17 @@ class Loop:
         self._lag = 1 if isinstance(run.trainer.stage.memory.device, Gpu) else 0
         self._under_way: deque[_Started] = deque()
         self._last_end = 0.0
+        self._last_noted = 0
 
     def go(self, begun: int, tokens: int) -> None:
         """From step `begun` + 1, when `tokens` have been trained on, to the last."""
         config, steps = self._config, self._config.train.steps
         self._saver = make_saver(config, self._run, begun)
         self._step, self._tokens = begun, tokens
-        last_noted = begun + (config.run.trace_steps or steps)
+        self._last_noted = begun + (config.run.trace_steps or steps)
         while self._step < steps:
             self._step += 1
-            if self._timeline and self._step <= last_noted:
-                self._timeline.begin_step(self._step)
             self._under_way.append(self._start_one_step())
-            if self._timeline:
-                self._timeline.end_step(self._run.trainer.meter.bytes(self._run.trainer.stage))
             self._record(left=self._lag)
             if self._is_due(config.run.compare_every):
                 self._compare()
@@ -148,12 +144,16 @@ class Loop:
         config, trainer, step = self._config, self._run.trainer, self._step
         begun = time.perf_counter()
         self._sent.take()  # a step's bytes are its own: not those of a validation before it
+        if self._timeline and step <= self._last_noted:
+            self._timeline.begin_step(step)
         lr = learning_rate(step, config.train.steps, config.optim)
         with self._pace.step():
             batch = load_batch(config, self._run, step)
             if curvature_is_due(config.optim, trainer, step):
                 estimate_curvature(trainer, batch, config.train.seed, step)
             started = start_step(trainer, batch, lr, step)
+        if self._timeline:
+            self._timeline.end_step(trainer.meter.bytes(trainer.stage))
         self._tokens += batch.n_tokens
         return _Started(started, lr, self._tokens, begun, self._sent.take())
 
@@ -222,6 +222,14 @@ class Loop:
     def _tell(self, warnings: list[str]) -> None:
         for warning in warnings:
             self._recorder.notice(warning)
+
+
+def listeners(ledger: Ledger, watch: Watch, timeline: Timeline | None) -> tuple[Ledger, Watch]:
+    """These, or what tells them and the timeline."""
+    if timeline is None:
+        return ledger, watch
+    both = Both(ledger, watch, timeline)
+    return both, both
 
 
 def observed(trainer: Trainer, timeline: Timeline) -> Trainer:

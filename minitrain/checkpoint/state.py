@@ -12,7 +12,7 @@ same for every layout.
 import copy
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -172,8 +172,7 @@ def read_state(file: StateFile, trainer: Trainer, same_tp: bool) -> None:
             for moment, vector, start in _moments(optimizer, unit, unit.state, held):
                 tensor = file[f"{moment.name}.{held.spec.name}"]
                 where = slice(start, start + held.run.stop - held.run.start)
-                if moment.in_blocks:
-                    assert isinstance(vector, Quantised)
+                if isinstance(vector, Quantised):  # moment.in_blocks
                     largest = None
                     if same_tp:
                         largest = _read_largest(file[f"{moment.name}.largest.{held.spec.name}"], held, grid)
@@ -181,14 +180,14 @@ def read_state(file: StateFile, trainer: Trainer, same_tp: bool) -> None:
                     _read_held(tensor, held, values)
                     _put_quantised(vector, where, values.astype(np.float32, copy=False), largest)
                 elif moment.for_each:
-                    target = cast(Array, vector)[where]
+                    target = vector[where]
                     on_gpu = not isinstance(target, np.ndarray)
                     values = np.empty(target.size, target.dtype) if on_gpu else target
                     _read_held(tensor, held, values)
                     if on_gpu:
                         put(target, values)
                 else:
-                    put(cast(Array, vector), _read_whole(tensor).reshape(-1))
+                    put(vector, _read_whole(tensor).reshape(-1))
     for name, f8 in _fp8(stage):
         if f"fp8.{name}" in file:
             for tensor8, history in zip(f8, _read_whole(file[f"fp8.{name}"]), strict=True):

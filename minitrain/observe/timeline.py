@@ -1,9 +1,9 @@
 """What a rank does, and when: its computing, piece by piece, and every one of its calls to others.
 
 A `Timeline` listens at two places. To the communicator (comm/traced.py), of which it notes each call with its
-beginning and its end. And to the trainer (`observe`): the schedule tells which micro-batch is at work and
-with what, the units which part of the model. So each call is noted with what it was for, and neither the step
-nor the model knows of it.
+beginning and its end. And to the schedule (`observed_schedule`), which tells which micro-batch is at work and
+with what, and the units (`observe_units`), which tell what part of the model is. So each call is noted with
+what it was for, and neither the step nor the model knows of it.
 """
 
 import sys
@@ -34,7 +34,7 @@ class Purpose(NamedTuple):
     step: int
     phase: str  # an instruction of the schedule, or AFTER, or BETWEEN
     micro: int | None  # micro-batch
-    part: str  # of the model: "layers.3.", "embedding", ...; or ""
+    part: str  # of the model: "layers.3", "embedding", ...; or ""
 
 
 class Work(NamedTuple):

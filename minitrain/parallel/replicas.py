@@ -14,7 +14,6 @@ program. What a single rank holds cannot be compared: nothing is said of it.
 """
 
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 import xxhash
@@ -26,7 +25,7 @@ from minitrain.comm.grid import Grid
 from minitrain.comm.interface import Comm
 from minitrain.comm.ranks import grouped, name_ranks
 from minitrain.errors import NumericsError
-from minitrain.optim.optimizer import Elementwise, Optimizer
+from minitrain.optim.optimizer import Elementwise, Optimizer, Stored
 from minitrain.optim.quantised import BLOCK, Quantised
 from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Unit
@@ -80,11 +79,11 @@ def _own_parts(unit: Unit, optimizer: Optimizer) -> Iterator[tuple[str, tuple[Ar
             yield f"{moment} of {unit.prefix}{tensor}", _arrays(vector, slice(None))
 
 
-def _arrays(vector: object, where: slice) -> tuple[Array, ...]:
+def _arrays(vector: Stored, where: slice) -> tuple[Array, ...]:
     """The memory of some elements of the optimizer's state."""
     if isinstance(vector, Quantised):
         return vector.codes[where], vector.largest[where.start // BLOCK : -(-where.stop // BLOCK)]
-    return (cast(Array, vector)[where],)
+    return (vector[where],)
 
 
 def _hash(arrays: tuple[Array, ...]) -> int:
