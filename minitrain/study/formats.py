@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from minitrain.observe.console import show
-from minitrain.study.tables import table
+from minitrain.tables import table
 
 
 class Format(NamedTuple):

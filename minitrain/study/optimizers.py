@@ -22,7 +22,7 @@ from minitrain.optim.optimizer import Elementwise, Hyper
 from minitrain.optim.rmsprop import rmsprop
 from minitrain.optim.sgd import sgd
 from minitrain.study.figures import BLACK, BLUE, GREEN, ORANGE, PALE, RED, SKY, draw, make_directory
-from minitrain.study.tables import table
+from minitrain.tables import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

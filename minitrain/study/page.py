@@ -18,7 +18,7 @@ from minitrain.comm.ranks import grouped, name_ranks
 from minitrain.comm.traced import Event, traced
 from minitrain.errors import InternalError
 from minitrain.study.hopping import hopping
-from minitrain.study.tables import table
+from minitrain.tables import table
 
 WIDTH = 100
 

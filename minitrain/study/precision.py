@@ -41,7 +41,7 @@ from minitrain.study.figures import (
     make_directory,
     write,
 )
-from minitrain.study.tables import table
+from minitrain.tables import table
 from minitrain.train import train
 
 if TYPE_CHECKING:
