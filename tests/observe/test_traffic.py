@@ -5,71 +5,16 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import pytest
-from layouts import GPT2, LIMIT, LLAMA, LLAMA_TIED, rank_run, tiny
-from pairwise import pairwise
+from layouts import LIMIT, rank_run
+from matrix import SAMPLE, cases, configured, label
 
 from minitrain.comm.grid import make_grid
 from minitrain.comm.threads import run_threads
 from minitrain.comm.traced import ByteCounter, Event, TracedComm
-from minitrain.config import Config, LossScaleConfig, RunConfig
+from minitrain.config import Config
 from minitrain.observe.traffic import places, sent_bytes, traffic
-from minitrain.validate import validate
-
-MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
-BATCHES = {  # micro-batches, sequences of each, precision, optimizer
-    "2x1": (2, 1, "fp64", "adamw"),
-    "3x2": (3, 2, "fp32", "lamb"),
-    "1x2": (1, 2, "fp16", "adam8bit"),
-    "2x2": (2, 2, "bf16", "adafactor"),
-    "1x1": (1, 1, "bf16-pure", "muon"),
-    "2x3": (2, 3, "fp8", "adamw"),
-    "4x1 exact": (4, 1, "bf16", "adamw"),
-}
-
-
-def configured(model: str, batch: str, **layout: Any) -> Config:
-    n_micro, micro_batch, precision, name = BATCHES[batch]
-    config = tiny(MODELS[model], **layout)
-    sequences = layout.get("dp", 1) * n_micro * micro_batch
-    train = replace(config.train, micro_batch=micro_batch, global_batch=sequences)
-    return replace(
-        config,
-        train=train,
-        precision=precision,
-        optim=replace(config.optim, name=name),
-        loss_scale=LossScaleConfig(initial=1)
-        if precision == "fp16"
-        else config.loss_scale,  # large gradients
-        run=RunConfig(exact="exact" in batch),
-    )
-
-
-def cases(batch: str) -> Iterator[dict[str, Any]]:
-    """Every legal layout of up to 8 ranks, for every model."""
-    for dp, tp, pp in itertools.product(range(1, 9), repeat=3):
-        shards = [n for n in range(1, dp + 1) if dp % n == 0]
-        zeros = [(0, 1), *itertools.product((1, 2, 3), shards)]
-        if dp * tp * pp > 8:
-            continue
-        for model, (zero, shard), sequence in itertools.product(MODELS, zeros, (False, True)):
-            case = dict(
-                model=model, batch=batch, dp=dp, tp=tp, pp=pp, zero=zero, shard=shard, sequence=sequence
-            )
-            if not validate(configured(**case), dp * tp * pp, {"model.vocab"}):  # too small for bytes
-                yield from ({**case, "schedule": schedule} for schedule in ("gpipe", "1f1b"))
-
-
-SAMPLE = pairwise(itertools.chain.from_iterable(cases(batch) for batch in BATCHES))
-
-
-def label(case: dict[str, Any]) -> str:
-    form = "-sequence" * case["sequence"]
-    return "{model}-{batch}-dp{dp}tp{tp}pp{pp}-zero{zero}/{shard}-{schedule}{0}".format(form, **case)
 
 
 def trace(config: Config, steps: int = 1) -> list[list[Event]]:
