@@ -12,15 +12,19 @@ from typing import Any, get_origin
 
 from minitrain.errors import ConfigError, Problem
 from minitrain.fields import Field, known_fields, nearest, sections, what_is_known
+from minitrain.plan.machines import MACHINES
+from minitrain.plan.presets import PRESETS
 from minitrain.study import TOPICS, list_topics, topics_with
 
 PROGRAM = "python -m minitrain"
+MOST_RANKS = 1_000_000  # of a plan
 LONGEST = 1000  # letters of a word that may be more than text
 COMMANDS = {
     "train": "train a model and write a run directory (the default)",
     "generate": "sample text from a directory of weights",
     "convert": "Hugging Face directories to and from checkpoints",
     "checkpoint": "list the checkpoints in a directory, or read every byte of them",
+    "plan": "predict memory, traffic and time of a run, and start nothing",
     "study": "show a topic step by step, in numbers and figures; without one list them",
 }
 STUDY = """Shows a topic. Collectives and parallelism are lectures: they run on the ranks of mpirun, or by
@@ -31,6 +35,18 @@ SWITCHES = {
     "print-config": "print the resolved configuration as TOML and exit",
     "dry-run": "check everything, show what would run, start nothing",
     "debug": "show tracebacks",
+}
+PLAN_SWITCHES = {
+    "json": "print the numbers for programs",
+    "explain": "print the formula of every number, and what is assumed",
+    "search": "rank the legal layouts that fit by the predicted time of a step",
+    "textbook": "print the textbook's memory of 10 B parameters, and ZeRO's of 7.5 B",
+}
+PLAN_OPTIONS = {
+    "world": ("N", "ranks (default: those of the preset, or of dp x tp x pp)"),
+    "preset": ("NAME", "a model by name, under what else is given: " + ", ".join(PRESETS)),
+    "hardware": ("NAME", "what it is to run on: " + ", ".join(MACHINES) + ", or one of a file"),
+    "hardware-file": ("FILE.toml", "machines besides these (plan/machines.py says how)"),
 }
 
 
@@ -50,14 +66,14 @@ class Arguments:
 def parse(argv: list[str]) -> Arguments:
     """The arguments of any command. Raises ConfigError if there is no such command."""
     if not argv or argv[0].startswith("-"):
-        return _parse_train(argv)
+        return _parse_settings(argv, "train")
     command, words = argv[0], argv[1:]
     if command not in COMMANDS:
         meant = nearest(command, COMMANDS)
         remedy = f"there are {', '.join(COMMANDS)}" + (f"; the nearest is {meant}" if meant else "")
         raise ConfigError([Problem(f"unknown command '{command}'", "command line", remedy)])
-    if command == "train":
-        return _parse_train(words)
+    if command in ("train", "plan"):
+        return _parse_settings(words, command)
     if "--help" in words or "-h" in words:
         return Arguments(command, {"help"})
     rest = vars(_PARSERS[command]().parse_args(words))
@@ -86,7 +102,7 @@ class _Parser(argparse.ArgumentParser):
         )
         for name in switches:
             names = ["-h", "--help"] if name == "help" else [f"--{name}"]
-            self.add_argument(*names, action="store_true", dest=name, help=SWITCHES[name])
+            self.add_argument(*names, action="store_true", dest=name, help=(SWITCHES | PLAN_SWITCHES)[name])
 
     def error(self, message: str) -> Any:
         raise ConfigError([Problem(message, "command line", f"{self.prog} --help shows what there is")])
@@ -102,6 +118,26 @@ def _train_parser(n_values: str | None = None) -> _Parser:
         description=f"Trains a transformer; under `mpirun -n N` on N ranks.\n\ncommands:\n{commands}",
         epilog="The command line goes before the TOML file, and the file before the defaults.",
     )
+    _add_settings(parser, n_values)
+    return parser
+
+
+def _plan_parser(n_values: str | None = None) -> _Parser:
+    """The same, and options of its own."""
+    parser = _Parser(
+        "plan",
+        ("help", "debug", *PLAN_SWITCHES),
+        usage=f"{PROGRAM} plan [--world N] [--preset NAME] [--hardware NAME] [--section.field VALUE ...]",
+        description=f"{COMMANDS['plan'].capitalize()}. Settings are those of train.",
+    )
+    for name, (metavar, text) in PLAN_OPTIONS.items():
+        parser.add_argument(f"--{name}", nargs=n_values, metavar=metavar, help=text)
+    _add_settings(parser, n_values)
+    return parser
+
+
+def _add_settings(parser: _Parser, n_values: str | None) -> None:
+    """The file, and an option for every field."""
     parser.add_argument(
         "--config",
         nargs=n_values,
@@ -116,7 +152,6 @@ def _train_parser(n_values: str | None = None) -> _Parser:
     for name, option in known_fields().items():
         group = groups[name.rpartition(".")[0]]
         group.add_argument(f"--{name}", nargs=n_values, metavar=_metavar(option), help=_help(option))
-    return parser
 
 
 def _generate_parser() -> _Parser:
@@ -160,6 +195,7 @@ def _study_parser() -> _Parser:
 
 _PARSERS = {
     "train": _train_parser,
+    "plan": _plan_parser,
     "generate": _generate_parser,
     "convert": _convert_parser,
     "checkpoint": _checkpoint_parser,
@@ -167,12 +203,17 @@ _PARSERS = {
 }
 
 
-def _parse_train(argv: list[str]) -> Arguments:
-    typed, extras = _train_parser("*").parse_known_args(_join_negative_numbers(argv))
-    arguments = Arguments("train", {name for name, value in vars(typed).items() if value is True})
-    _note_unknown(extras, arguments)
+def _parse_settings(argv: list[str], command: str) -> Arguments:
+    parser = _plan_parser("*") if command == "plan" else _train_parser("*")
+    typed, extras = parser.parse_known_args(_join_negative_numbers(argv))
+    arguments = Arguments(command, {name for name, value in vars(typed).items() if value is True})
+    own = [*SWITCHES] if command == "train" else ["help", "debug", *PLAN_SWITCHES, *PLAN_OPTIONS]
+    _note_unknown(extras, arguments, own)
     options = {name: words for name, words in vars(typed).items() if isinstance(words, list)}
     files = [file for words in options.pop("config", []) for file in words]
+    for name in PLAN_OPTIONS if command == "plan" else ():
+        words = options.pop(name.replace("-", "_"), [])
+        arguments.rest[name] = _plan_value(name, words, arguments)
     known = known_fields()
     for name, words in options.items():
         option = known[name]
@@ -193,6 +234,26 @@ def _parse_train(argv: list[str]) -> Arguments:
     return replace(arguments, config=files[0] if files else None)
 
 
+def _plan_value(name: str, words: list[str], arguments: Arguments) -> str | int | None:
+    """None if it was not given, or wrongly: then that is a problem."""
+    if not words:
+        return None
+    metavar, _ = PLAN_OPTIONS[name]
+    if len(words) != 1:
+        problem = Problem(
+            f"--{name} takes 1 value, not {len(words)}", f"--{name}", f"write --{name} {metavar}"
+        )
+    elif name != "world":
+        return words[0]
+    elif words[0].isdecimal() and 0 < int(words[0][:LONGEST]) <= MOST_RANKS:
+        return int(words[0])
+    else:
+        what = f"--world is {words[0]}, not a number of ranks"
+        problem = Problem(what, "--world", f"give a whole number from 1 to {MOST_RANKS:,}")
+    arguments.problems.append(problem)
+    return None
+
+
 def _join_negative_numbers(argv: list[str]) -> list[str]:
     """`--optim.lr -1e-3` as `--optim.lr=-1e-3`, because argparse takes a word like -1e-3 for an option."""
     words: list[str] = []
@@ -204,14 +265,16 @@ def _join_negative_numbers(argv: list[str]) -> list[str]:
     return words
 
 
-def _note_unknown(extras: list[str], arguments: Arguments) -> None:
-    """Problems of what the parser did not know: options, and words that belong to none."""
+def _note_unknown(extras: list[str], arguments: Arguments, own: list[str]) -> None:
+    """Problems of what the parser did not know: options, and words that belong to none. `own`: the options of
+    the command that are no settings.
+    """
     after_option = False
     for word in extras:
         if word.startswith("-"):
             option = word.partition("=")[0]
             name = option.lstrip("-")
-            meant = nearest(name, [*known_fields(), "config", *SWITCHES])
+            meant = nearest(name, [*known_fields(), "config", *own])
             remedy = f"the nearest known is --{meant}" if meant else what_is_known(name)
             arguments.problems.append(Problem(f"unknown option {option}", "command line", remedy))
             if meant:

@@ -121,6 +121,15 @@ def _checkpoint(job: Job, world: World) -> None:
         raise CheckpointError.everywhere(problems, CheckpointError.exit_code)
 
 
+def _plan(job: Job, world: World) -> None:
+    from minitrain.plan.command import plan_text
+
+    assert job.rest is not None
+    for notice in job.notices:
+        say(notice)
+    show(plan_text(from_json(job.config), job.rest))
+
+
 def _study(job: Job, world: World) -> None:
     from minitrain.study import TOPICS
 
@@ -135,5 +144,6 @@ COMMANDS: dict[str, Callable[[Job, World], None]] = {
     "generate": _generate,
     "convert": _convert,
     "checkpoint": _checkpoint,
+    "plan": _plan,
     "study": _study,
 }

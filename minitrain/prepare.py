@@ -23,7 +23,9 @@ from minitrain.observe.run_directory import (
     locked,
     release_run_directory,
 )
-from minitrain.resolve import ranks_wanted, resolve
+from minitrain.plan.command import check_asked, check_peak
+from minitrain.plan.presets import PRESETS, Preset
+from minitrain.resolve import AXES, ranks_wanted, resolve
 from minitrain.resume import Start, changes, check_resume, continued, find_start
 from minitrain.settings import Settings, read_settings
 from minitrain.study import TOPICS, list_topics, topics_with
@@ -67,6 +69,8 @@ def prepare(argv: list[str], n_processes: int, held: ExitStack | None = None) ->
     if arguments.command == "study" and not any(arguments.rest.values()):
         show(f"{list_topics()}\n\npython -m minitrain study TOPIC shows one of them")
         return DONE
+    if arguments.command == "plan":
+        return _prepare_plan(arguments, n_processes)
     if arguments.command != "train":
         return _prepare_other(arguments, n_processes)
     with ExitStack() as briefly:
@@ -96,6 +100,47 @@ def _prepare_train(arguments: Arguments, n_processes: int, held: ExitStack) -> J
     config = replace(config, run=replace(config.run, dir=str(claim.directory)))
     checkpoint = to_text(start.manifest) if start else ""
     return Job("train", None, to_json(config), tuple(notices), checkpoint)
+
+
+def _prepare_plan(arguments: Arguments, n_processes: int) -> Job:
+    """A plan's configuration is legal as that of a run is; what surrounds a run is not looked at."""
+    asked, problems = arguments.rest, _one_process("plan", n_processes)
+    preset = PRESETS.get(asked["preset"], Preset({}))
+    settings = read_settings(arguments, preset.fields)
+    given, named = settings.given, settings.config.parallel
+    of_preset = preset.world if named.dp is None else None
+    world = asked["world"] or of_preset or ranks_wanted(named)
+    if not settings.doubtful & AXES and named.dp and asked["world"] not in (None, ranks_wanted(named)):
+        what = f"dp x tp x pp = {ranks_wanted(named)} ranks, but --world is {world}"
+        remedy = f"give {ranks_wanted(named)}, or leave --world or parallel.dp out"
+        problems.append(Problem(what, "--world", remedy))
+        world = ranks_wanted(named)
+    problems += settings.problems + _check_names(settings.config)
+    if asked["hardware-file"] is not None and not _can_be_a_path(asked["hardware-file"]):
+        problems.append(_no_path("--hardware-file"))
+    else:
+        problems += check_asked(asked, arguments.switches, given)
+    notices: list[str] = []
+    pretrained: ModelConfig | None = None
+    if settings.config.run.init_from and not problems:
+        pretrained, notices = _pretrained(settings.config.run.init_from)
+    resolved = resolve(settings.config, given, world, pretrained, settings.doubtful)
+    problems += resolved.problems + validate(resolved.config, world, resolved.doubtful)
+    if not problems:
+        problems += check_peak(resolved.config, asked)
+    if problems:
+        raise ConfigError(problems)
+    stays = read_settings(arguments).given  # in a search: what a preset says of the layout is free
+    switches = {name: name in arguments.switches for name in ("json", "explain", "search", "textbook")}
+    asked = {**asked, **switches, "world": world, "given": sorted(stays)}
+    return Job("plan", None, to_json(resolved.config), tuple(notices), rest=asked)
+
+
+def _one_process(command: str, n_processes: int) -> list[Problem]:
+    if n_processes == 1:
+        return []
+    what = f"{command} runs in one process, but {n_processes} were started"
+    return [Problem(what, "command line", "start it without mpirun")]
 
 
 def _lock_early(settings: Settings, arguments: Arguments, held: ExitStack) -> bool:
@@ -206,15 +251,10 @@ def _show_dry_run(config: Config, notices: list[str]) -> None:
 
 
 def _prepare_other(arguments: Arguments, n_processes: int) -> Job:
-    rest, problems = arguments.rest, []
-    command, lecture = arguments.command, False
-    if topic := rest.get("topic"):
-        command, lecture = f"study {topic}", "ranks" in TOPICS[topic].options
-    if n_processes > 1 and not lecture:
-        what = f"{command} runs in one process, but {n_processes} were started"
-        problems.append(Problem(what, "command line", "start it without mpirun"))
-    elif lecture:
-        problems += _check_ranks(rest, n_processes)
+    rest, topic = arguments.rest, arguments.rest.get("topic")
+    command = f"study {topic}" if topic else arguments.command
+    lecture = topic is not None and "ranks" in TOPICS[topic].options
+    problems = _check_ranks(rest, n_processes) if lecture else _one_process(command, n_processes)
     names = [
         name for name in ("directory", "source", "destination") if not _can_be_a_path(rest.get(name, "."))
     ]

@@ -3,6 +3,7 @@
 import functools
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,10 @@ class Settings:
     doubtful: set[str]  # fields with a problem: whether other fields fit them is not known
 
 
-def read_settings(arguments: Arguments) -> Settings:
-    """Merges the TOML file and the command line over the defaults. Problems are collected, never raised."""
+def read_settings(arguments: Arguments, preset: Mapping[str, Any] | None = None) -> Settings:
+    """Merges the TOML file and the command line over the defaults, or over a preset. Problems are collected,
+    never raised.
+    """
     values: dict[str, Any] = {}
     problems, doubtful = list(arguments.problems), set(arguments.doubtful)
     if arguments.config is not None:
@@ -39,7 +42,7 @@ def read_settings(arguments: Arguments) -> Settings:
         problems += file_problems
         doubtful |= file_doubtful
     origin = dict.fromkeys(values, arguments.config) | {name: f"--{name}" for name in arguments.values}
-    given = values | arguments.values
+    given = dict(preset or {}) | values | arguments.values
     config, ill_typed = _typed(given)
     for name in ill_typed:
         problems.append(_type_problem(known_fields()[name], given.pop(name), str(origin[name])))

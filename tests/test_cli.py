@@ -148,6 +148,7 @@ def test_help_names_no_command_that_is_absent(capsys: pytest.CaptureFixture[str]
         "generate",
         "convert",
         "checkpoint",
+        "plan",
         "study",
     ]
 

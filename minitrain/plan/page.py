@@ -1,0 +1,347 @@
+"""A prediction as a page: sections of one table each. Every number stands under a title, and every title has
+its formula, which `--explain` prints.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from minitrain.config import Config
+from minitrain.observe.flops import flops_per_token
+from minitrain.plan.activations import of_a_block
+from minitrain.plan.held import Layout, layout_of
+from minitrain.plan.prediction import Holding, Prediction
+from minitrain.plan.search import Search
+from minitrain.plan.step_time import ASSUMPTIONS, group, ids_held
+from minitrain.plan.textbook import RECIPES, TEXTBOOK, Recipe, activations, model_states
+from minitrain.tables import table
+
+Rows = list[tuple[str, ...]]
+Formulas = dict[str, str]
+
+
+class Section(NamedTuple):
+    """`rows` begins with the titles of the columns. `formulas` says how each number is made: by the title of
+    its column, or of its row where a row is one number.
+    """
+
+    title: str
+    rows: Rows
+    formulas: Formulas
+    notes: tuple[str, ...] = ()
+    left: int = 1  # columns of text
+
+    def text(self, explain: bool) -> str:
+        lines = [self.title, *("  " + line for line in table(self.rows, self.left).splitlines())]
+        lines += [f"  {note}" for note in self.notes]
+        if explain:
+            lines += [f"    {name}: {formula}" for name, formula in self.formulas.items()]
+        return "\n".join(lines)
+
+
+def page(p: Prediction, explain: bool) -> str:
+    found = [facts(p), *(section.text(explain) for section in sections(p))]
+    if explain and p.time:
+        found.append("assumed\n" + "\n".join(f"  - {text}" for text in ASSUMPTIONS))
+    if not explain:
+        found.append("--explain prints the formula of each of these numbers, and what is assumed")
+    return "\n\n".join(found)
+
+
+def sections(p: Prediction) -> list[Section]:
+    found = [_held(p), _memory(p), _textbook_states(p), _textbook_activations(p), _traffic(p), _flops(p)]
+    found.append(_bubbles(p))
+    return [*found, _time(p)] if p.time else found
+
+
+def facts(p: Prediction) -> str:
+    """What this is about, and the answer in short."""
+    c, at = p.config, layout_of(p.config)
+    m = c.model
+    kv = "" if m.kv_heads == m.heads else f" ({m.kv_heads} kv)"
+    zero = f", ZeRO-{at.zero} over {at.shard}" if at.zero else ""
+    form = ", sequence parallel" if at.sequence else ""
+    lines = {
+        "model": f"{m.arch}, {m.layers} layers x {m.width}, {m.heads} heads{kv}, ffn {m.ffn}, "
+        f"vocab {m.vocab}, {m.seq_len} positions: {p.parameters:,} parameters",
+        "layout": f"{at.ranks:,} ranks = dp {at.dp} x pp {at.pp} x tp {at.tp}{zero}, "
+        f"{c.parallel.schedule}{form}",
+        "batch": f"{c.train.global_batch:,} sequences = {at.dp * at.micro * at.tokens:,} tokens a step, "
+        f"on every replica {at.micro:,} micro-batches of {c.train.micro_batch}",
+        "types": f"{c.precision}, {c.optim.name}",
+        "hardware": "none named (--hardware NAME), so no times; activations as on "
+        + ("a GPU" if p.gpu else "the host"),
+    }
+    if p.machine and p.time:
+        fits = f"{'fits' if p.fits else 'does not fit'}: {size(p.most)} of {p.machine.memory_gb:g} GB"
+        lines["hardware"] = f"{p.machine.cards} cards a node; {p.machine.source}"
+        lines["so"] = (
+            f"{fits}; {seconds(p.time.seconds)} a step, {p.time.tokens_per_second:,.0f} tokens/s, "
+            f"MFU {p.time.mfu:.1%} (6N + 6LCT)"
+        )
+    return "\n".join(["minitrain plan", *(f"  {name:<10}{text}" for name, text in lines.items())])
+
+
+def _held(p: Prediction) -> Section:
+    model, at = p.config.model, layout_of(p.config)
+    assert model.kv_heads and model.ffn
+    rows: Rows = [("stages", "blocks", "heads", "kv heads", "ffn", "embedding", "head", "parameters")]
+    ids, ffn = ids_held(p.config, at.tp - 1), model.ffn - model.ffn * (at.tp - 1) // at.tp
+    for h in p.holdings:
+        first, last = h.kind.first == 0, h.kind.first == at.pp - 1
+        heads = (str(model.heads // at.tp), str(max(1, model.kv_heads // at.tp)), str(ffn))
+        ends = (str(ids) if first else "-", str(ids) if last else "-")
+        rows.append((_stages(h), str(h.layers), *heads, *ends, f"{h.elements:,}"))
+    formulas = {
+        "blocks": "layers / pp, one more on the first layers mod pp stages",
+        "heads": "heads / tp",
+        "kv heads": "kv_heads / tp, or one that tp / kv_heads ranks hold alike",
+        "ffn": "ffn / tp, as even as whole rows allow: here the last slice, none is larger",
+        "embedding": "rows: vocab / tp, likewise; a tied matrix is held by the first stage and by the last",
+        "head": "rows, likewise",
+        "parameters": "elements of all of these, whole or cut over tp; before ZeRO, without padding",
+    }
+    return Section("who holds what (of each kind of stage a rank that holds most)", rows, formulas)
+
+
+def _memory(p: Prediction) -> Section:
+    head = "stages,parameters,gradients,master,moments,activations,in flight,buffers,total,logits"
+    rows: Rows = [tuple(head.split(","))]
+    for h in p.holdings:
+        kept = (size(h.activations), f"{h.in_flight} x {size(h.kept)}")
+        states = tuple(size(n) for n in h.persistent)
+        total = size(h.total - h.logits)
+        rows.append((_stages(h), *states, *kept, size(h.buffers), total, size(h.logits)))
+    by_schedule = "m" if p.config.parallel.schedule == "gpipe" else "min(m, p - s) on stage s"
+    formulas = {
+        "parameters": "q n, under ZeRO 3 q n / N_s: n elements of all units, each padded to N_s equal shards",
+        "gradients": "g n, under ZeRO 2 and 3 (and run.exact) g n / N_s",
+        "master": "k n / N_s; none where parameters are fp64, fp32 or pure bf16",
+        "moments": "of adamw 2 k n / N_s (plan/memory.py has the other optimizers)",
+        "activations": "in flight: micro-batches x what one keeps",
+        "in flight": f"{by_schedule}; what a micro-batch keeps: blocks x (norms + attention + MLP), as "
+        "plan/activations.py lists them",
+        "buffers": "what ZeRO 2, ZeRO 3 and run.exact borrow at once (plan/buffers.py)",
+        "total": "the sum: what metrics.jsonl says under memory_bytes, to the byte",
+        "logits": "b s V/t (w + q): what comes and goes beside the total; other temporaries are not counted",
+    }
+    return Section("memory of such a rank", rows, formulas)
+
+
+def _textbook_states(p: Prediction) -> Section:
+    at = layout_of(p.config)
+    rows: Rows = [("bytes a parameter", "", *(f"ZeRO {zero}" for zero in range(4)))]
+    psi = p.parameters
+    for r in RECIPES:
+        cells = (size(sum(model_states(r, psi, zero, at.dp))) for zero in range(4))
+        constant = f"{r.param} + {r.grad} + {r.master + r.moments}"
+        rows.append((f"{r.name}: {constant}", r.source, *cells))
+    formulas = {
+        f"ZeRO {zero}": f"{text} Psi, Psi = {psi:,} parameters, N_d = {at.dp} data-parallel ranks"
+        for zero, text in enumerate(
+            ("(q + g + K)", "(q + g + K/N_d)", "(q + (g + K)/N_d)", "(q + g + K)/N_d")
+        )
+    }
+    note = "ours differ by tp and pp, which cut Psi first, and by padding, of units to equal shards"
+    title = f"model states by the textbook (of the whole model over dp {at.dp})"
+    return Section(title, rows, formulas, (note,), left=2)
+
+
+def _textbook_activations(p: Prediction) -> Section:
+    model, at = p.config.model, layout_of(p.config)
+    rows: Rows = [("a layer and micro-batch", "", "bytes")]
+    formulas: Formulas = {}
+    for one in activations(model.seq_len, p.config.train.micro_batch, model.width, model.heads, at.tp):
+        rows.append((one.case, one.formula, size(one.bytes)))
+        formulas[one.case] = f"{one.formula}; Korthikanti et al. 2022, table 2"
+    for name, gpu in (("ours on the host", False), ("ours on a GPU", True)):
+        rows.append((name, "norms + attention + MLP", size(of_a_block(p.config, at.tp - 1, gpu))))
+        formulas[name] = "of the heaviest rank, in this precision; term by term in plan/activations.py"
+    note = (
+        "the table is of GPT in 16 bits, with dropout and whole squares of scores; ours have no dropout, and "
+        "of the scores half, or none with flash attention"
+    )
+    return Section(f"activations by the textbook (16 bits, t = {at.tp})", rows, formulas, (note,), left=2)
+
+
+def _traffic(p: Prediction) -> Section:
+    at = layout_of(p.config)
+    sent = [sum(row.sent for row in rows) for rows in p.rows]
+    index = max(range(len(sent)), key=lambda i: sent[i])
+    rows: Rows = [("axis", "verb", "ranks", "calls", "sent", "largest")]
+    calls, total, largest = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    formulas: Formulas = {
+        "ranks": "of the group",
+        "calls": "of this rank in one step",
+        "sent": "bytes by this rank if each is a ring of n: 2 X (n-1)/n of an all-reduce, X (n-1)/n of a "
+        "reduce-scatter or an all-gather, X of a message (Patarasuk & Yuan 2009)",
+        "largest": "buffer X",
+    }
+    for row in p.rows[index]:
+        key = row.axis, row.verb
+        calls[key] += row.calls
+        total[key] += row.sent
+        largest[key] = max(largest[key], row.bytes)
+        formulas[f"{row.axis} {row.verb}, {row.what}"] = (
+            f"{row.calls:,} x {row.bytes:,} B: {row.sent:,} B sent"
+        )
+    for axis, verb in calls:
+        n = _size_of(p.config, at, axis)
+        key = axis, verb
+        rows.append((axis, verb, f"{n:,}", f"{calls[key]:,}", size(total[key]), size(largest[key])))
+    if not calls:
+        rows.append(("none", "", "", "", "", ""))
+    stage = _stages(p.holdings[index])
+    title = f"collectives of a step, of a rank of stage {stage}: {size(sent[index])} sent"
+    return Section(title, rows, formulas, left=2)
+
+
+def _size_of(config: Config, at: Layout, axis: str) -> int:
+    kv_heads = config.model.kv_heads
+    assert kv_heads
+    return {
+        "tp": at.tp, "pp": at.pp, "dp": at.dp, "shard": at.shard, "replica": at.dp // at.shard, "tied": 2,
+        "kv": max(1, at.tp // kv_heads), "world": at.ranks,
+    }[axis]  # fmt: skip
+
+
+def _flops(p: Prediction) -> Section:
+    model, at = p.config.model, layout_of(p.config)
+    tokens = at.dp * at.micro * at.tokens
+    head = ("convention", "a token", "a step", *(("MFU",) if p.time else ()))
+    rows: Rows = [head]
+    formulas: Formulas = {}
+    for one in p.flops:
+        cells = [f"{one.flops:.4g}", f"{one.flops * tokens:.4g}"]
+        if p.time:
+            mfu = p.time.mfu * one.flops / flops_per_token(model)
+            cells.append(f"{mfu:.1%}" if one.of_the_model else "-")
+        rows.append((one.name, *cells))
+        formulas[one.name] = f"{one.formula}; {one.source}"
+    formulas["a step"] = f"x {tokens:,} tokens"
+    if p.time:
+        formulas["MFU"] = "a token x tokens/s / (ranks x peak); - where it is not of the model"
+    return Section("operations, forward and backward", rows, formulas)
+
+
+def _bubbles(p: Prediction) -> Section:
+    at = layout_of(p.config)
+    rows: Rows = [("schedule", "idle", "idle / working", "idle / all", "micro-batches kept")]
+    formulas: Formulas = {}
+    for b in p.bubbles:
+        here = " (this run)" if b.schedule == p.config.parallel.schedule else ""
+        rows.append(
+            (f"{b.schedule}{here}", f"{b.idle:g}", f"{b.ratio:.4f}", f"{b.fraction:.4f}", f"{b.kept:g}")
+        )
+        formulas[b.schedule] = f"{b.formula}; {b.source}"
+    formulas["idle"] = f"in units of F, with B = 2 F and W = F; p = {at.pp} equal stages, m = {at.micro}"
+    formulas["idle / working"] = "idle / (m (F + B))"
+    formulas["idle / all"] = "idle / (m (F + B) + idle)"
+    formulas["micro-batches kept"] = "at once, by the first stage, at most"
+    return Section(f"bubble, p = {at.pp} stages, m = {at.micro} micro-batches", rows, formulas)
+
+
+def _time(p: Prediction) -> Section:
+    assert p.time and p.machine
+    whole = p.time.seconds
+    rows: Rows = [("part", "seconds", "share")]
+    formulas: Formulas = {}
+    for part in p.time.parts:
+        rows.append((part.name, f"{part.seconds:.4g}", f"{part.seconds / whole:.1%}"))
+        formulas[part.name] = part.formula
+    rows.append(("step", f"{whole:.4g}", "100.0%"))
+    formulas["step"] = "the sum: nothing overlaps"
+    formulas["share"] = "of the step"
+    used = sorted({row.axis for rows in p.rows for row in rows})
+    for axis in used:
+        n, alpha, beta = group(p.config, p.machine, axis)
+        formulas[f"alpha, beta of {axis} ({n:,} ranks)"] = f"{alpha * 1e6:g} us, {beta / 1e9:g} GB/s"
+    peak = p.machine.peak(p.config.precision)
+    assert peak
+    formulas["peak"] = (
+        f"{peak / 1e12:g} TFLOP/s, of which products reach {p.machine.efficiency:.0%} (assumed)"
+    )
+    return Section("time of a step, by an alpha-beta model", rows, formulas)
+
+
+def textbook_page(explain: bool) -> str:
+    """The memory of 10 B parameters in pure bf16, and of the ZeRO paper's 7.5 B in mixed precision."""
+    pure, mixed = RECIPES[-1], RECIPES[0]
+    moment = pure.moments / 2 * TEXTBOOK
+    whole: Rows = [("parameters", "gradients", "first moment", "second moment", "together")]
+    cells = (pure.param * TEXTBOOK, pure.grad * TEXTBOOK, moment, moment)
+    whole.append(tuple(gb(n) for n in (*cells, sum(cells))))
+    titles = ("parameters", "gradients", "first moment", "second moment")
+    states = Section(
+        "10 B parameters in pure bf16, everything on every rank",
+        whole,
+        {**{name: "2 bytes x 10 x 10^9" for name in titles}, "together": "8 bytes x 10 x 10^9"},
+        left=0,
+    )
+    one = _zero_rows("the same over N_d ranks", pure, TEXTBOOK, (2, 8, 64))
+    other = _zero_rows(
+        "7.5 B in mixed precision (Rajbhandari et al. 2020, figure 1)", mixed, 7_500_000_000, (64,)
+    )
+    return "\n\n".join(section.text(explain) for section in (states, one, other))
+
+
+def _zero_rows(title: str, r: Recipe, psi: int, ranks: Sequence[int]) -> Section:
+    rows: Rows = [("", *(f"N_d = {n}" for n in ranks))]
+    names = ("q + g + K", "q + g + K/N_d", "q + (g + K)/N_d", "(q + g + K)/N_d")
+    formulas: Formulas = {}
+    for zero, name in enumerate(names):
+        rows.append((f"ZeRO {zero}", *(gb(sum(model_states(r, psi, zero, n))) for n in ranks)))
+        formulas[f"ZeRO {zero}"] = (
+            f"({name}) Psi with q = {r.param}, g = {r.grad}, K = {r.master + r.moments}"
+        )
+    return Section(title, rows, formulas)
+
+
+def search_page(found: Search, most: int = 10) -> str:
+    rows: Rows = [
+        ("", "dp", "pp", "tp", "ZeRO", "sequence", "micro-batch", "m", "step", "tokens/s", "MFU", "most held")
+    ]
+    for place, one in enumerate(found.fitting[:most], 1):
+        at = layout_of(one.config)
+        rows.append(
+            (
+                str(place), str(at.dp), str(at.pp), str(at.tp), str(at.zero), "yes" if at.sequence else "no",
+                str(one.config.train.micro_batch), str(at.micro), seconds(one.seconds),
+                f"{one.tokens_per_second:,.0f}", f"{one.mfu:.1%}", size(one.bytes),
+            )
+        )  # fmt: skip
+    title = f"{found.legal:,} legal layouts, of which {len(found.fitting):,} fit; the fastest by this model"
+    if found.fitting:
+        return Section(title, rows, {}).text(explain=False)
+    if found.smallest is None:
+        return f"{title}: none"
+    at = layout_of(found.smallest.config)
+    nearest = f"dp {at.dp} x pp {at.pp} x tp {at.tp}, ZeRO {at.zero}, micro-batch of "
+    nearest += f"{found.smallest.config.train.micro_batch}: {size(found.smallest.bytes)} on its fullest rank"
+    return f"{title}: none. Nearest comes {nearest}"
+
+
+def _stages(h: Holding) -> str:
+    first, last = h.kind.first, h.kind.first + h.kind.number - 1
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def size(n: float) -> str:
+    """Bytes, in steps of 1000."""
+    if n == 0:
+        return "0"
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= scale:
+            return f"{n / scale:.2f} {unit}" if n < 100 * scale else f"{n / scale:.0f} {unit}"
+    return f"{n:.0f} B"
+
+
+def gb(n: float) -> str:
+    return f"{n / 1e9:.1f} GB"
+
+
+def seconds(t: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if t >= scale:
+            return f"{t / scale:.3g} {unit}"
+    return f"{t / 1e-6:.3g} us"

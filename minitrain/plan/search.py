@@ -1,0 +1,76 @@
+"""All legal layouts of a number of ranks, those that fit first and of these the fastest.
+
+What the user has named stays as it is. Free are otherwise tp, pp (and dp with them), the stage of ZeRO,
+sequence parallelism, and the sequences of a micro-batch, as powers of two. The schedule is not
+searched: by this model both take the same time, and 1F1B holds less.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from minitrain.config import Config
+from minitrain.plan.machines import Machine
+from minitrain.plan.prediction import holdings
+from minitrain.plan.step_time import step_time
+from minitrain.resolve import divisors, with_layout
+from minitrain.rules import LAYOUT_RULES, TRAIN_RULES, is_legal
+
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+Zero = Literal[0, 1, 2, 3]
+
+
+class Found(NamedTuple):
+    config: Config
+    bytes: int  # of the rank that holds most
+    seconds: float  # of a step
+    tokens_per_second: float
+    mfu: float
+
+
+class Search(NamedTuple):
+    legal: int  # layouts that were looked at
+    fitting: list[Found]  # the fastest first
+    smallest: Found | None  # of all: where nothing fits, what comes nearest
+
+
+def search(config: Config, given: Collection[str], world: int, machine: Machine) -> Search:
+    """`given`: the fields that stay."""
+    found, smallest, legal = [], None, 0
+    for candidate in candidates(config, given, world):
+        legal += 1
+        most = max(holding.total for holding in holdings(candidate, gpu=True))
+        if most <= machine.memory_gb * 1e9 or smallest is None or most < smallest.bytes:
+            time = step_time(candidate, machine)
+            one = Found(candidate, most, time.seconds, time.tokens_per_second, time.mfu)
+            if most <= machine.memory_gb * 1e9:
+                found.append(one)
+            if smallest is None or most < smallest.bytes:
+                smallest = one
+    return Search(legal, sorted(found, key=lambda one: (one.seconds, one.bytes)), smallest)
+
+
+def candidates(config: Config, given: Collection[str], world: int) -> Iterator[Config]:
+    """The legal ones, each once."""
+    p = config.parallel
+
+    def free(name: str, choices: Collection[int], value: int | None) -> Collection[int]:
+        return choices if name not in given or value is None else (value,)
+
+    zeros: Sequence[Zero] = (p.zero,) if "parallel.zero" in given else (0, 1, 2, 3)
+    sequences = (p.sequence,) if "parallel.sequence" in given else (False, True)
+    batches = free("train.micro_batch", MICRO_BATCHES, config.train.micro_batch)
+    shard = p.shard if "parallel.shard" in given else None
+    for dp in free("parallel.dp", divisors(world), p.dp):
+        for tp in free("parallel.tp", divisors(world // dp) if world % dp == 0 else (), p.tp):
+            if world % (dp * tp):
+                continue
+            for pp in free("parallel.pp", (world // dp // tp,), p.pp):
+                for micro in batches:
+                    for zero in zeros if dp > 1 else zeros[:1]:
+                        for sequence in sequences if tp > 1 else sequences[:1]:
+                            parallel = replace(p, zero=zero, shard=shard, sequence=sequence)
+                            train = replace(config.train, micro_batch=micro)
+                            one = with_layout(replace(config, parallel=parallel, train=train), dp, tp, pp)
+                            if is_legal((*LAYOUT_RULES, *TRAIN_RULES), one, world, ()):
+                                yield one
