@@ -22,6 +22,7 @@ BATCHES = {  # micro-batches, sequences of each, precision, optimizer
     "1x1": (1, 1, "bf16-pure", "muon"),
     "2x3": (2, 3, "fp8", "adamw"),
     "4x1 exact": (4, 1, "bf16", "adamw"),
+    "1x1 exact": (1, 1, "fp32", "muon"),
 }
 
 
@@ -30,11 +31,14 @@ def configured(model: str, batch: str, **layout: Any) -> Config:
     config = tiny(MODELS[model], **layout)
     sequences = layout.get("dp", 1) * n_micro * micro_batch
     train = replace(config.train, micro_batch=micro_batch, global_batch=sequences)
+    optim = replace(config.optim, name=name)
+    if name == "adafactor":
+        optim = replace(optim, betas=None, eps=None)  # it has none
     return replace(
         config,
         train=train,
         precision=precision,
-        optim=replace(config.optim, name=name),
+        optim=optim,
         loss_scale=LossScaleConfig(initial=1 if precision == "fp16" else 65536),  # these gradients are large
         run=RunConfig(exact="exact" in batch),
     )

@@ -42,9 +42,10 @@ visit, and the backward of an embedding reads no parameters: head, embedding and
 3 m. A tied matrix without a pipeline is visited as embedding and as head: 2 m + 1 under ZeRO 2, 4 m under 3.
 
 Under run.exact gradients are cut over `shard` once a step at every stage of ZeRO, and summed over it and
-`replica` by messages: N_s - 1 of a shard each, and log2 N_r (an all-reduce sends 2 (N_r-1)/N_r). What tp
-ranks saw apart is summed in every visit. A tied matrix without a pipeline is held twice. The sum for the norm
-is of an integer of many digits, and that for the loss of a number for each micro-batch of the step.
+`replica` by messages: N_s - 1 of a shard each, and log2 N_r (an all-reduce sends 2 (N_r-1)/N_r); so is
+every other sum over `shard`, by log2 N_s. What tp ranks saw apart is summed in every visit. A tied matrix
+without a pipeline is held twice. The sum for the norm is of an integer of many digits, and that for the loss
+of a number for each micro-batch of the step.
 """
 
 import math
@@ -358,16 +359,20 @@ def _update(r: _Rank) -> Iterator[Entry]:
             sides = sum(sum(t.shape) for t in u.tensors)
             yield axis, "all_reduce", f"rows and columns of the {u.name}", u.number, sides * r.bytes.wide
         if r.optimizer == "muon":
-            yield axis, "all_reduce", f"matrices of the {u.name}", u.number, matrices * r.bytes.wide
+            yield _summed(r, axis, f"matrices of the {u.name}", u.number, matrices * r.bytes.wide)
+
+
+def _summed(r: _Rank, axis: str, what: str, calls: int, n_bytes: int) -> Entry:
+    """A sum over an axis: a collective, but where run.exact adds up gradients messages, by doubling."""
+    if r.exact and axis == "shard":
+        return axis, "send", f"{what}, by doubling", calls * (r.sizes[axis].bit_length() - 1), n_bytes
+    return axis, "all_reduce", what, calls, n_bytes
 
 
 def _scalars(r: _Rank) -> Iterator[Entry]:
     n_squares, n_losses = (_DIGITS, r.sizes["dp"] * r.micro) if r.exact else (1, 1)
-    what, n_bytes = "squared norm of the gradients", n_squares * _SCALAR
-    if r.exact:
-        yield "shard", "send", f"{what}, by doubling", r.sizes["shard"].bit_length() - 1, n_bytes
-    for axis in ("tp", "pp") if r.exact else ("shard", "tp", "pp"):
-        yield axis, "all_reduce", what, 1, n_bytes
+    for axis in ("shard", "tp", "pp"):
+        yield _summed(r, axis, "squared norm of the gradients", 1, n_squares * _SCALAR)
     for axis in ("pp", "dp"):
         yield axis, "all_reduce", "loss", 1, n_losses * _SCALAR
     yield "world", "all_reduce", "whether a gradient overflowed", 1, _SCALAR

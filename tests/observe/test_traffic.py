@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from layouts import LIMIT, rank_run
-from matrix import SAMPLE, cases, configured, label
+from matrix import BATCHES, SAMPLE, cases, configured, label
 
 from minitrain.comm.grid import make_grid
 from minitrain.comm.threads import run_threads
@@ -53,6 +53,11 @@ def test_traced_bytes_are_the_closed_form(case):
     """A sample in which every pair of values of any two fields occurs."""
     config = configured(**case)
     check(config, trace(config))
+
+
+def test_the_sample_has_cases_of_every_batch():
+    """What is refused is left out of it; so a configuration that is never legal would go unseen."""
+    assert {case["batch"] for case in SAMPLE} == set(BATCHES)
 
 
 @pytest.mark.long
