@@ -113,13 +113,6 @@ def stage_kinds(config: Config) -> list[StageKind]:
     return [StageKind(a, b - a) for a, b in itertools.pairwise(edges)]
 
 
-def heaviest(config: Config, stage: int) -> Spot:
-    """Of the ranks of a stage one that holds most: the last slice of a cut is never smaller than another,
-    and padding ends the last shard.
-    """
-    return Spot(stage, layout_of(config).tp - 1, 0)
-
-
 def units_of(config: Config, spot: Spot) -> list[Unit]:
     """In the order of the forward pass."""
     model, at = config.model, layout_of(config)

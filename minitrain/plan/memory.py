@@ -54,6 +54,16 @@ def persistent(config: Config, spot: Spot) -> Persistent:
     return total
 
 
+def heaviest(config: Config, stage: int) -> Spot:
+    """Of the ranks of a stage one that holds most. The last slice of a cut is never smaller than another, and
+    padding ends the last shard; but with gaps between tensors too (run.exact) what Muon remembers of a shard
+    depends on which tensors lie there.
+    """
+    at = layout_of(config)
+    shards = range(at.shard if config.run.exact and config.optim.name == "muon" else 1)
+    return max((Spot(stage, at.tp - 1, i) for i in shards), key=lambda spot: persistent(config, spot).total)
+
+
 def _moments(config: Config, unit: Unit, shard: int) -> int:
     """Optimizers that look at whole tensors remember nothing of padding."""
     name, master = config.optim.name, SIZES[config.precision].master

@@ -12,7 +12,6 @@ from minitrain.plan.held import (
     SIZES,
     Spot,
     StageKind,
-    heaviest,
     layers_of,
     layout_of,
     n_parameters,
@@ -20,7 +19,7 @@ from minitrain.plan.held import (
     units_of,
 )
 from minitrain.plan.machines import Machine
-from minitrain.plan.memory import Persistent, persistent
+from minitrain.plan.memory import Persistent, heaviest, persistent
 from minitrain.plan.step_time import StepTime, ids_held, step_time
 
 

@@ -22,9 +22,9 @@ from minitrain.model.spec import block_specs
 from minitrain.observe.flops import flops_per_token
 from minitrain.observe.traffic import Place, Row, traffic
 from minitrain.plan.activations import of_a_block
-from minitrain.plan.held import SIZES, StageKind, heaviest, layers_of, layout_of, stage_kinds
+from minitrain.plan.held import SIZES, StageKind, layers_of, layout_of, stage_kinds
 from minitrain.plan.machines import Machine
-from minitrain.plan.memory import persistent
+from minitrain.plan.memory import heaviest, persistent
 
 ASSUMPTIONS = (
     "products of matrices run at the machine's `efficiency` of the published peak, whatever their size",

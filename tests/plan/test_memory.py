@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from layouts import LIMIT, LLAMA, batch_of, random_weights, tiny
-from matrix import MODELS, SAMPLE, configured, label
+from matrix import MODELS, SAMPLE, cases, configured, label
 
 from minitrain.arrays.tree import TreeSum
 from minitrain.arrays.types import Array
@@ -24,8 +24,8 @@ from minitrain.parallel.unit import Unit
 from minitrain.parallel.update import Updater
 from minitrain.plan.activations import activations
 from minitrain.plan.buffers import buffers
-from minitrain.plan.held import SIZES, Spot, heaviest, layers_of, n_parameters, stage_kinds
-from minitrain.plan.memory import persistent
+from minitrain.plan.held import SIZES, Spot, layers_of, n_parameters, stage_kinds
+from minitrain.plan.memory import heaviest, persistent
 from minitrain.precision import PRECISIONS
 from minitrain.resolve import resolve
 from minitrain.step import train_step
@@ -61,6 +61,13 @@ def check(config: Config, ranks: list[Bytes], steps: int = 1) -> None:
 @pytest.mark.parametrize("case", SAMPLE, ids=label)
 def test_predicted_is_measured(case: dict[str, Any]) -> None:
     """A sample in which every pair of values of any two fields occurs."""
+    config = configured(**case)
+    check(config, measured(config))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", list(cases("2x1")), ids=label)
+def test_predicted_is_measured_in_every_layout(case: dict[str, Any]) -> None:
     config = configured(**case)
     check(config, measured(config))
 
