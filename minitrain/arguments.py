@@ -26,6 +26,7 @@ COMMANDS = {
     "checkpoint": "list the checkpoints in a directory, or read every byte of them",
     "plan": "predict memory, traffic and time of a run, and start nothing",
     "study": "show a topic step by step, in numbers and figures; without one list them",
+    "report": "make a page of a run: curves, the pipeline, bytes, and its collectives one by one",
 }
 STUDY = """Shows a topic. Collectives and parallelism are lectures: they run on the ranks of mpirun, or by
 themselves on threads, and on a terminal show a step at a time."""
@@ -193,6 +194,13 @@ def _study_parser() -> _Parser:
     return parser
 
 
+def _report_parser() -> _Parser:
+    parser = _Parser("report", ("help", "debug"), description=COMMANDS["report"])
+    parser.add_argument("run", metavar="RUN", help="directory of a run, which may still be going on")
+    parser.add_argument("--out", metavar="DIR", help="for the page and its figures (default: RUN/report)")
+    return parser
+
+
 _PARSERS = {
     "train": _train_parser,
     "plan": _plan_parser,
@@ -200,6 +208,7 @@ _PARSERS = {
     "convert": _convert_parser,
     "checkpoint": _checkpoint_parser,
     "study": _study_parser,
+    "report": _report_parser,
 }
 
 

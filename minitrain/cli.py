@@ -139,6 +139,14 @@ def _study(job: Job, world: World) -> None:
     topic.run(world, **topic.options | given)
 
 
+def _report(job: Job, world: World) -> None:
+    from minitrain.report.write import write_report
+
+    assert job.rest is not None
+    run, out = Path(job.rest["run"]), job.rest["out"]
+    show(f"wrote {write_report(run, run / 'report' if out is None else Path(out))}")
+
+
 COMMANDS: dict[str, Callable[[Job, World], None]] = {
     "train": _train,
     "generate": _generate,
@@ -146,4 +154,5 @@ COMMANDS: dict[str, Callable[[Job, World], None]] = {
     "checkpoint": _checkpoint,
     "plan": _plan,
     "study": _study,
+    "report": _report,
 }

@@ -255,9 +255,8 @@ def _prepare_other(arguments: Arguments, n_processes: int) -> Job:
     command = f"study {topic}" if topic else arguments.command
     lecture = topic is not None and "ranks" in TOPICS[topic].options
     problems = _check_ranks(rest, n_processes) if lecture else _one_process(command, n_processes)
-    names = [
-        name for name in ("directory", "source", "destination") if not _can_be_a_path(rest.get(name, "."))
-    ]
+    paths = ("directory", "source", "destination", "run", "out")
+    names = [name for name in paths if not _can_be_a_path(rest.get(name) or ".")]
     problems += [_no_path(name) for name in names] or _CHECKS[arguments.command](rest)
     if problems:
         raise ConfigError(problems)
@@ -320,11 +319,21 @@ def _check_ranks(rest: dict[str, Any], n_processes: int) -> list[Problem]:
     return []
 
 
+def _check_report(rest: dict[str, Any]) -> list[Problem]:
+    empty = [
+        Problem(f"{name} is empty", "command line", "give a path")
+        for name in ("run", "out")
+        if rest[name] == ""
+    ]
+    return empty or check_figures()
+
+
 _CHECKS = {
     "generate": _check_generate,
     "convert": _check_convert,
     "checkpoint": lambda rest: [],
     "study": _check_study,
+    "report": _check_report,
 }
 
 

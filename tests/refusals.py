@@ -15,7 +15,7 @@ class Refusal(NamedTuple):
 
 ARGUMENTS = [
     Refusal("trian", ("unknown command 'trian'", "train, generate, convert", "nearest is train")),
-    Refusal("report", ("error: unknown command 'report'; command line; there are train, generate, convert",)),
+    Refusal("chart", ("error: unknown command 'chart'; command line; there are train, generate, convert",)),
     Refusal("--model.layer 3", ("unknown option --model.layer;", "--model.layers")),
     Refusal("--lr 1e-3", ("unknown option --lr;", "--optim.lr")),
     Refusal("--zero=1", ("unknown option --zero;", "--parallel.zero")),
@@ -93,6 +93,8 @@ ARGUMENTS = [
     Refusal("study precision --steps many", ("invalid int value: 'many'",)),
     Refusal("study formats", ("study formats runs in one process, but 4 were started",), ranks=4),
     Refusal("convert upside-down a b", ("invalid choice: 'upside-down'", "from-hf")),
+    Refusal("report", ("the following arguments are required: RUN; command line;", "report --help")),
+    Refusal("report x", ("report runs in one process, but 4 were started",), ranks=4),
     Refusal("convert from-hf a ./a", ("SRC and DST are the same",)),
 ]
 TOML = [

@@ -150,6 +150,7 @@ def test_help_names_no_command_that_is_absent(capsys: pytest.CaptureFixture[str]
         "checkpoint",
         "plan",
         "study",
+        "report",
     ]
 
 

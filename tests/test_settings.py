@@ -118,7 +118,7 @@ def test_nearest_name(written: str, meant: str | None) -> None:
 
 def test_nearest_command() -> None:
     assert nearest("genrate", COMMANDS) == "generate"
-    assert nearest("report", COMMANDS) is None
+    assert nearest("chart", COMMANDS) is None
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)

@@ -28,18 +28,26 @@ class Place(NamedTuple):
 
 def banner(config: Config, notices: list[str], gpus: str = "") -> str:
     """The text that is printed before the first step. `gpus`: on which, if it is on any."""
-    facts = {
+    where = config.run.dir or f"runs/{run_name(config)}, numbered"
+    lines = [
+        *facts(config).items(),
+        *([("gpus", gpus)] if gpus else []),
+        ("run", where),
+        *(("note", notice) for notice in notices),
+    ]
+    return "\n".join(["minitrain", *(f"  {label:<11}{text}" for label, text in lines), *_table(config), ""])
+
+
+def facts(config: Config) -> dict[str, str]:
+    """What a (resolved) configuration comes to, in words."""
+    return {
         "model": _model(config),
         "precision": _precision(config),
         "data": _data(config),
         "batch": _batch(config),
         "optimizer": _optimizer(config),
         "layout": _layout(config),
-        **({"gpus": gpus} if gpus else {}),
-        "run": config.run.dir or f"runs/{run_name(config)}, numbered",
     }
-    lines = [*facts.items(), *(("note", notice) for notice in notices)]
-    return "\n".join(["minitrain", *(f"  {label:<11}{text}" for label, text in lines), *_table(config), ""])
 
 
 def place_of(config: Config, rank: int) -> Place:

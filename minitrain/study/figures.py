@@ -94,8 +94,12 @@ def draw(path: Path, inches: tuple[float, float], paint: "Callable[[Figure], Non
         paint(figure)
         figure.savefig(png, format="png", metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg.getvalue())
+    text = re.sub(r'"[^"<>]*"', lambda quoted: re.sub(r"\d+\.\d{3,}", _hundredths, quoted[0]), svg.getvalue())
     return [
         write(path.with_suffix(".png"), png.getvalue()),
         write(path.with_suffix(".svg"), text.encode()),  # in hundredths of a point: half the size
     ]
+
+
+def _hundredths(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}"
