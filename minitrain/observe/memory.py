@@ -2,27 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
-from minitrain.arrays.device import is_array
+from minitrain.arrays.owners import owners
 from minitrain.parallel.stage import Stage, StageSaved
-
-
-def array_bytes(tree: Any) -> int:
-    """Bytes of all arrays in nested tuples and lists; memory that several views share counts once."""
-    found: dict[int, int] = {}
-
-    def visit(node: Any) -> None:
-        if is_array(node):
-            while is_array(node.base):
-                node = node.base
-            found[id(node)] = node.nbytes
-        elif isinstance(node, tuple | list):
-            for child in node:
-                visit(child)
-
-    visit(tree)
-    return sum(found.values())
 
 
 class MemoryMeter:
@@ -35,7 +17,7 @@ class MemoryMeter:
     def see_activations(self, saved: Mapping[int, StageSaved]) -> None:
         """Every micro-batch keeps equally much, so one is measured, once, and the rest counted."""
         if not self._one:
-            self._one = array_bytes(next(iter(saved.values())).blocks)
+            self._one = sum(owners(next(iter(saved.values())).blocks).values())
         self.activations = max(self.activations, len(saved) * self._one)
 
     def bytes(self, stage: Stage) -> dict[str, int]:

@@ -38,8 +38,8 @@ class Quantised:
         return self.codes.size
 
     @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.largest.nbytes
+    def arrays(self) -> tuple[Array, Array]:
+        return self.codes, self.largest
 
     def load(self, block: slice) -> Array:
         """The values in fp32."""

@@ -26,12 +26,14 @@ import numpy as np
 
 from minitrain.arrays.device import Device, on_host, put
 from minitrain.arrays.flat import Layout, merge, overlap, padded
+from minitrain.arrays.owners import owners
 from minitrain.arrays.pool import Pool
 from minitrain.arrays.tree import TreeSum
 from minitrain.arrays.types import Array
 from minitrain.comm.grid import Grid
 from minitrain.model.spec import ParamSpec
 from minitrain.optim.optimizer import State
+from minitrain.optim.quantised import Quantised
 from minitrain.optim.vectors import NOWHERE, vector_ops
 from minitrain.precision import Precision
 
@@ -259,11 +261,14 @@ class Unit:
         self.not_finite.fill(NOWHERE)
 
     def bytes(self) -> dict[str, int]:
-        """Persistent memory of this unit by class. A shard that is a view of a full vector, or a master
-        copy that is the parameter, takes nothing.
+        """Persistent memory of this unit by class. Views of one vector keep it once, and whole; a master copy
+        that is the parameter takes nothing.
         """
-        param = self.param if self.param is not None else self.param_shard
-        grad = self.grad if self.grad is not None else self.grad_shard
-        master = 0 if self.master is self.param_shard else self.master.nbytes
-        moments = sum(vector.nbytes for vector in self.state.values())
-        return {"parameters": param.nbytes, "gradients": grad.nbytes, "master": master, "moments": moments}
+        parameters = owners((self.param, self.param_shard))
+        held = {
+            "parameters": parameters,
+            "gradients": owners((self.grad, self.grad_shard)),
+            "master": {who: n for who, n in owners([self.master]).items() if who not in parameters},
+            "moments": owners([v.arrays if isinstance(v, Quantised) else v for v in self.state.values()]),
+        }
+        return {name: sum(found.values()) for name, found in held.items()}
