@@ -14,21 +14,21 @@ from minitrain.config import Config, LossScaleConfig, RunConfig
 from minitrain.validate import validate
 
 MODELS = {"llama": LLAMA, "llama-tied": LLAMA_TIED, "gpt2": GPT2}
-BATCHES = {  # micro-batches, sequences of each, precision, optimizer
-    "2x1": (2, 1, "fp64", "adamw"),
-    "3x2": (3, 2, "fp32", "lamb"),
-    "1x2": (1, 2, "fp16", "adam8bit"),
-    "2x2": (2, 2, "bf16", "adafactor"),
-    "1x1": (1, 1, "bf16-pure", "muon"),
-    "2x3": (2, 3, "fp8", "adamw"),
-    "4x1 exact": (4, 1, "bf16", "adamw"),
-    "1x1 exact": (1, 1, "fp32", "muon"),
+BATCHES = {  # micro-batches, sequences of each, precision, optimizer, recompute
+    "2x1": (2, 1, "fp64", "adamw", "none"),
+    "3x2": (3, 2, "fp32", "lamb", "full"),
+    "1x2": (1, 2, "fp16", "adam8bit", "selective"),
+    "2x2": (2, 2, "bf16", "adafactor", "none"),
+    "1x1": (1, 1, "bf16-pure", "muon", "full"),
+    "2x3": (2, 3, "fp8", "adamw", "full"),
+    "4x1 exact": (4, 1, "bf16", "adamw", "selective"),
+    "1x1 exact": (1, 1, "fp32", "muon", "full"),
 }
 
 
 def configured(model: str, batch: str, **layout: Any) -> Config:
-    n_micro, micro_batch, precision, name = BATCHES[batch]
-    config = tiny(MODELS[model], **layout)
+    n_micro, micro_batch, precision, name, recompute = BATCHES[batch]
+    config = tiny(MODELS[model], recompute=recompute, **layout)
     sequences = layout.get("dp", 1) * n_micro * micro_batch
     train = replace(config.train, micro_batch=micro_batch, global_batch=sequences)
     optim = replace(config.optim, name=name)

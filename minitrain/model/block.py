@@ -36,12 +36,13 @@ class BlockContext(NamedTuple):
     head_width: int  # K
     norm_eps: float
     rope_TC: Array | None  # rotary table (llama), or None (gpt2)
+    keeps_scores: bool = True  # or computes attention's inner part once more in the backward
 
 
 class AttentionSaved(NamedTuple):
     norm: Any
     a_SD: Array  # normalised input
-    core: Any
+    core: Any  # what its backward needs; or its operands q, k, v
     o_NI: Array  # attention output, I = H*K
 
 
@@ -90,7 +91,8 @@ def attention_sublayer_forward(
     y_SD = c.tp.leave(y_ND)  # row parallel: a partial sum over this rank's heads
     if "attn.o.bias" in w:
         y_SD += w["attn.o.bias"]  # after the sum over ranks, so that it is added once
-    return y_SD, AttentionSaved(norm_saved, a_SD, core_saved, o_NI)
+    core = core_saved if c.keeps_scores else (q_BTHK, k_BTGK, v_BTGK)
+    return y_SD, AttentionSaved(norm_saved, a_SD, core, o_NI)
 
 
 def attention_sublayer_backward(
@@ -102,7 +104,8 @@ def attention_sublayer_backward(
     dy_ND = c.tp.leave_backward(dy_SD)
     do_NI = c.ops.linear_backward(dy_ND, saved.o_NI, w["attn.o"], g["attn.o"], fp8=f8.get("attn.o"))
     do_BTHK = _heads(do_NI, c)
-    dq_BTHK, dk_BTGK, dv_BTGK = c.ops.attention_backward(do_BTHK, saved.core)
+    core = saved.core if c.keeps_scores else c.ops.attention_forward(*saved.core)[1]
+    dq_BTHK, dk_BTGK, dv_BTGK = c.ops.attention_backward(do_BTHK, core)
     if c.rope_TC is not None:
         dq_BTHK, dk_BTGK = (c.ops.rope_backward(dx_BTHK, c.rope_TC) for dx_BTHK in (dq_BTHK, dk_BTGK))
     a_ND = c.tp.enter(saved.a_SD)  # only S rows were kept: under sequence parallelism all are gathered again

@@ -135,6 +135,8 @@ def _layout(config: Config) -> str:
         text += f", {p.schedule}"
     if p.sequence and p.tp > 1:
         text += ", sequence parallel"
+    if p.recompute != "none":
+        text += f", {p.recompute} recomputation"
     return text
 
 

@@ -18,6 +18,7 @@ padding a step sends
              10 m l b s h q (t-1)/t  under `sequence`: each is a reduce-scatter and an all-gather, which send
                                      as much; + 2, since of the inputs of attention and MLP a rank keeps its
                                      rows only, and the backward gathers all (Korthikanti et al. 2022, 4.2.2)
+             4 m l b s h q (t-1)/t   under full recomputation: the forward's once more
              2 m b s h q (t-1)/t     embedding, on the first stage
              2 m b s h q (t-1)/t     head, on the last stage
              6 m b s q (t-1)/t       loss: maximum, sum of exponentials and target's logit of every token
@@ -181,6 +182,7 @@ class _Rank(NamedTuple):
     n_scaled: int  # tensors that fp8 scales
     zero: int
     sequence: bool
+    recompute: bool  # whole blocks
     exact: bool
     units: list[_Unit]
 
@@ -215,6 +217,7 @@ def _rank(config: Config, place: Place) -> _Rank:
         n_scaled=3 * (6 if model.arch == "gpt2" else 7) * layers if config.precision == "fp8" else 0,
         zero=config.parallel.zero,
         sequence=config.parallel.sequence,
+        recompute=config.parallel.recompute == "full",
         exact=config.run.exact,
         units=[
             _block(model, layers, place.tp, tp),
@@ -282,6 +285,10 @@ def _tensor(r: _Rank) -> Iterator[Entry]:
     yield from _leave(r, "attention output", "heads", blocks)
     yield from _enter(r, "MLP input", "ffn", blocks)
     yield from _leave(r, "MLP output", "ffn", blocks)
+    if r.recompute:
+        for what, over in (("attention", "heads"), ("MLP", "ffn")):
+            yield from _enter_forward(r, f"{what} input, recomputed", blocks)
+            yield from _leave_forward(r, f"{what} output, recomputed", over, blocks)
     if r.first:
         yield from _leave(r, "embedding", "the vocabulary", r.micro)
     if r.last:
@@ -296,20 +303,36 @@ def _enter(r: _Rank, what: str, over: str, calls: int, kept: bool = False) -> It
 
     The weights' gradients need all rows too, which are gathered again unless they were kept.
     """
-    verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.bytes.param
-    if r.sequence:
-        yield "tp", "all_gather", f"{what}, all rows", calls, n_bytes
-        if not kept:
-            yield "tp", "all_gather", f"{what}, all rows again for the weights' gradients", calls, n_bytes
-    yield "tp", verb, f"gradient of {what}, sum over {over}", calls, n_bytes
+    yield from _enter_forward(r, what, calls)
+    if r.sequence and not kept:
+        yield "tp", "all_gather", f"{what}, all rows again for the weights' gradients", calls, _rows(r)
+    yield "tp", _sum(r), f"gradient of {what}, sum over {over}", calls, _rows(r)
 
 
 def _leave(r: _Rank, what: str, over: str, calls: int) -> Iterator[Entry]:
     """Out of a region: the forward leaves a partial sum; the backward needs all rows."""
-    verb, n_bytes = "reduce_scatter" if r.sequence else "all_reduce", r.tokens * r.width * r.bytes.param
-    yield "tp", verb, f"{what}, sum over {over}", calls, n_bytes
+    yield from _leave_forward(r, what, over, calls)
     if r.sequence:
-        yield "tp", "all_gather", f"gradient of {what}, all rows", calls, n_bytes
+        yield "tp", "all_gather", f"gradient of {what}, all rows", calls, _rows(r)
+
+
+def _enter_forward(r: _Rank, what: str, calls: int) -> Iterator[Entry]:
+    if r.sequence:
+        yield "tp", "all_gather", f"{what}, all rows", calls, _rows(r)
+
+
+def _leave_forward(r: _Rank, what: str, over: str, calls: int) -> Iterator[Entry]:
+    yield "tp", _sum(r), f"{what}, sum over {over}", calls, _rows(r)
+
+
+def _sum(r: _Rank) -> str:
+    """Of a partial sum: the rows that a rank holds outside the region."""
+    return "reduce_scatter" if r.sequence else "all_reduce"
+
+
+def _rows(r: _Rank) -> int:
+    """Bytes of all rows of a micro-batch."""
+    return r.tokens * r.width * r.bytes.param
 
 
 def _pipeline(r: _Rank) -> Iterator[Entry]:

@@ -32,7 +32,7 @@ class StageSaved(NamedTuple):
     """What the backward of one micro-batch needs."""
 
     ids_N: Array | None  # the tokens, on the first stage
-    blocks: list[BlockSaved]
+    blocks: list[BlockSaved | Array]  # or the input x_SD of a block whose forward is done again
 
 
 class Stage:
@@ -76,8 +76,10 @@ class Stage:
             table_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.activation)
             rope_TC = device.to_device(table_TC)
         self._block_context = BlockContext(
-            self.ops, self.tp, model.seq_len, head_width, model.norm_eps, rope_TC
+            *(self.ops, self.tp, model.seq_len, head_width, model.norm_eps, rope_TC),
+            keeps_scores=parallel.recompute != "selective",
         )
+        self._keeps_blocks = parallel.recompute != "full"
         self._first_id = embedding_specs(model)[0].tp_slice(grid.tp.rank, grid.tp.size)[0].start
         self._head_context = head.HeadContext(self.ops, self.tp, self._first_id, model.norm_eps)
 
@@ -86,11 +88,12 @@ class Stage:
         ids_N = None
         if self.is_first:
             ids_N, x = x, self._embed(x, self.model.seq_len)
-        saved = []
+        saved: list[BlockSaved | Array] = []
         for unit, f8 in zip(self.blocks, self.scales, strict=True):
             with unit.params() as w:
-                x, block_saved = block_forward(x, w, f8, self._block_context)
-            saved.append(block_saved)
+                z_SD, block_saved = block_forward(x, w, f8, self._block_context)
+            saved.append(block_saved if self._keeps_blocks else x)
+            x = z_SD
         return x, StageSaved(ids_N, saved)
 
     def infer(self, x: Array, seq_len: int) -> Array:
@@ -106,11 +109,14 @@ class Stage:
 
     def backward(self, dx_SD: Array, saved: StageSaved) -> Array:
         """The gradient for the previous stage, from that of the next one; parameter gradients are added up
-        in the units.
+        in the units. A block of which only the input was kept goes forward once more.
         """
         for unit, f8 in zip(reversed(self.blocks), reversed(self.scales), strict=True):
             with unit.params() as w, unit.grads() as g:
-                dx_SD = block_backward(dx_SD, saved.blocks.pop(), w, g, f8, self._block_context)
+                kept = saved.blocks.pop()
+                if not isinstance(kept, BlockSaved):
+                    _, kept = block_forward(kept, w, f8, self._block_context)
+                dx_SD = block_backward(dx_SD, kept, w, g, f8, self._block_context)
         if saved.ids_N is not None:
             self._embed_backward(dx_SD, saved.ids_N)
         return dx_SD

@@ -16,34 +16,60 @@ A GPU keeps the input of a norm instead of x^, which is as much, and of LayerNor
 of a width that flash attention has no kernel for (`FLASH`), and with attention = materialised, it keeps the
 scores as the host does.
 
+With recompute = selective q, k, v and o are all of attention, whose forward is done again up to o; with full
+the block's input is all, q S h.
+
 What a micro-batch keeps is kept of all whose backward is still to come: m of them by GPipe, by 1F1B
 min(m, p - s) on stage s, counted from 0.
 """
 
 from minitrain.config import Config
-from minitrain.plan.held import SIZES, Spot, layers_of, layout_of
+from minitrain.plan.held import SIZES, Layout, Spot, layers_of, layout_of
 
 QUERIES = 64  # of a block of scores on the host
 FLASH = (32, 64, 128)  # widths of heads
 FLASH_ROW = 256  # bytes of one at most
 
 
-def of_a_block(config: Config, tp_rank: int, gpu: bool) -> int:
-    """Bytes of one block and micro-batch."""
+def kept_of_a_block(config: Config, tp_rank: int, gpu: bool) -> int:
+    """Bytes of one block and micro-batch, from the forward to the backward."""
+    at = layout_of(config)
+    match config.parallel.recompute:
+        case "full":
+            return SIZES[config.precision].param * _rows(at) * config.model.width
+        case "selective":
+            return made_by_a_block(config, tp_rank, gpu) - _scores(config, gpu)
+        case "none":
+            return made_by_a_block(config, tp_rank, gpu)
+
+
+def made_by_a_block(config: Config, tp_rank: int, gpu: bool) -> int:
+    """Bytes that the backward of a block needs, kept or made again."""
     model, at, sizes = config.model, layout_of(config), SIZES[config.precision]
     assert model.kv_heads and model.ffn, "the configuration is resolved"
     q, w, gpt2 = sizes.param, sizes.wide, model.arch == "gpt2"
     b, s, h = config.train.micro_batch, model.seq_len, model.width
-    S = at.tokens // at.tp if at.sequence else at.tokens
+    S = _rows(at)
     d, H, G = h // model.heads, model.heads // at.tp, max(1, model.kv_heads // at.tp)
     F = model.ffn * (tp_rank + 1) // at.tp - model.ffn * tp_rank // at.tp
 
     norms = 2 * (2 * q * S * h + w * S * (2 if gpu and gpt2 else 1))
-    attention = q * b * s * d * (2 * H + 2 * G) + w * b * H * s
-    if not gpu or keeps_scores(config):
-        attention += q * b * H * _below_diagonal(s)
+    attention = q * b * s * d * (2 * H + 2 * G) + _scores(config, gpu)
     mlp = q * b * s * F * ((3 if gpt2 else 4) - (1 if gpu else 0))
     return norms + attention + mlp
+
+
+def _rows(at: Layout) -> int:
+    """S"""
+    return at.tokens // at.tp if at.sequence else at.tokens
+
+
+def _scores(config: Config, gpu: bool) -> int:
+    """Of attention, what its forward makes besides o."""
+    sizes, model = SIZES[config.precision], config.model
+    b, s, H = config.train.micro_batch, model.seq_len, model.heads // layout_of(config).tp
+    scores = sizes.param * b * H * _below_diagonal(s) if not gpu or keeps_scores(config) else 0
+    return scores + sizes.wide * b * H * s
 
 
 def keeps_scores(config: Config) -> bool:
@@ -61,7 +87,7 @@ def in_flight(config: Config, stage: int) -> int:
 
 def activations(config: Config, spot: Spot, gpu: bool = False) -> int:
     """The most that a stage keeps at once."""
-    one = layers_of(config, spot.stage) * of_a_block(config, spot.tp, gpu)
+    one = layers_of(config, spot.stage) * kept_of_a_block(config, spot.tp, gpu)
     return one * in_flight(config, spot.stage)
 
 

@@ -46,6 +46,7 @@ def _stages(h: Holding, rows: list[Row]) -> dict[str, Any]:
         "of_a_micro_batch": h.kept,
         "in_flight": h.in_flight,
         "logits": h.logits,
+        "again": h.again,
         "comm_bytes": sent_bytes(rows),
         "comm": [row._asdict() for row in rows],
     }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from minitrain.config import Config
 from minitrain.observe.flops import flops_per_token
-from minitrain.plan.activations import of_a_block
+from minitrain.plan.activations import kept_of_a_block
 from minitrain.plan.held import Layout, layout_of
 from minitrain.plan.prediction import Holding, Prediction
 from minitrain.plan.search import Search
@@ -18,6 +18,9 @@ from minitrain.tables import table
 
 Rows = list[tuple[str, ...]]
 Formulas = dict[str, str]
+
+KEPT = {"none": "norms + attention + MLP", "selective": "norms + q, k, v, o + MLP", "full": "q S h"}
+"""What a micro-batch keeps of a block, by `parallel.recompute`."""
 
 
 class Section(NamedTuple):
@@ -61,6 +64,7 @@ def facts(p: Prediction) -> str:
     kv = "" if m.kv_heads == m.heads else f" ({m.kv_heads} kv)"
     zero = f", ZeRO-{at.zero} over {at.shard}" if at.zero else ""
     form = ", sequence parallel" if at.sequence else ""
+    form += "" if c.parallel.recompute == "none" else f", {c.parallel.recompute} recomputation"
     lines = {
         "model": f"{m.arch}, {m.layers} layers x {m.width}, {m.heads} heads{kv}, ffn {m.ffn}, "
         f"vocab {m.vocab}, {m.seq_len} positions: {p.parameters:,} parameters",
@@ -105,13 +109,14 @@ def _held(p: Prediction) -> Section:
 
 
 def _memory(p: Prediction) -> Section:
-    head = "stages,parameters,gradients,master,moments,activations,in flight,buffers,total,logits"
+    head = "stages,parameters,gradients,master,moments,activations,in flight,buffers,total,logits,again"
     rows: Rows = [tuple(head.split(","))]
     for h in p.holdings:
         kept = (size(h.activations), f"{h.in_flight} x {size(h.kept)}")
         states = tuple(size(n) for n in h.persistent)
-        total = size(h.total - h.logits)
-        rows.append((_stages(h), *states, *kept, size(h.buffers), total, size(h.logits)))
+        passing = (size(h.logits), size(h.again))
+        rows.append((_stages(h), *states, *kept, size(h.buffers), size(h.stays), *passing))
+    of_a_block = KEPT[p.config.parallel.recompute]
     by_schedule = "m" if p.config.parallel.schedule == "gpipe" else "min(m, p - s) on stage s"
     formulas = {
         "parameters": "q n, under ZeRO 3 q n / N_s: n elements of all units, each padded to N_s equal shards",
@@ -119,11 +124,12 @@ def _memory(p: Prediction) -> Section:
         "master": "k n / N_s; none where parameters are fp64, fp32 or pure bf16",
         "moments": "of adamw 2 k n / N_s (plan/memory.py has the other optimizers)",
         "activations": "in flight: micro-batches x what one keeps",
-        "in flight": f"{by_schedule}; what a micro-batch keeps: blocks x (norms + attention + MLP), as "
+        "in flight": f"{by_schedule}; what a micro-batch keeps: blocks x ({of_a_block}), as "
         "plan/activations.py lists them",
         "buffers": "what ZeRO 2, ZeRO 3 and run.exact borrow at once (plan/buffers.py)",
         "total": "the sum: what metrics.jsonl says under memory_bytes, to the byte",
         "logits": "b s V/t (w + q): what comes and goes beside the total; other temporaries are not counted",
+        "again": "what recomputation makes of one block in its backward, when the logits have gone",
     }
     return Section("memory of such a rank", rows, formulas)
 
@@ -155,7 +161,8 @@ def _textbook_activations(p: Prediction) -> Section:
         rows.append((one.case, one.formula, size(one.bytes)))
         formulas[one.case] = f"{one.formula}; Korthikanti et al. 2022, table 2"
     for name, gpu in (("ours on the host", False), ("ours on a GPU", True)):
-        rows.append((name, "norms + attention + MLP", size(of_a_block(p.config, at.tp - 1, gpu))))
+        kept = kept_of_a_block(p.config, at.tp - 1, gpu)
+        rows.append((name, KEPT[p.config.parallel.recompute], size(kept)))
         formulas[name] = "of the heaviest rank, in this precision; term by term in plan/activations.py"
     note = (
         "the table is of GPT in 16 bits, with dropout and whole squares of scores; ours have no dropout, and "
@@ -299,15 +306,15 @@ def _zero_rows(title: str, r: Recipe, psi: int, ranks: Sequence[int]) -> Section
 
 def search_page(found: Search, most: int = 10) -> str:
     rows: Rows = [
-        ("", "dp", "pp", "tp", "ZeRO", "sequence", "micro-batch", "m", "step", "tokens/s", "MFU", "most held")
+        tuple(",dp,pp,tp,ZeRO,sequence,recompute,micro-batch,m,step,tokens/s,MFU,most held".split(","))
     ]
     for place, one in enumerate(found.fitting[:most], 1):
         at = layout_of(one.config)
         rows.append(
             (
                 str(place), str(at.dp), str(at.pp), str(at.tp), str(at.zero), "yes" if at.sequence else "no",
-                str(one.config.train.micro_batch), str(at.micro), seconds(one.seconds),
-                f"{one.tokens_per_second:,.0f}", f"{one.mfu:.1%}", size(one.bytes),
+                one.config.parallel.recompute, str(one.config.train.micro_batch), str(at.micro),
+                seconds(one.seconds), f"{one.tokens_per_second:,.0f}", f"{one.mfu:.1%}", size(one.bytes),
             )
         )  # fmt: skip
     title = f"{found.legal:,} legal layouts, of which {len(found.fitting):,} fit; the fastest by this model"

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from minitrain.config import Config
 from minitrain.observe.traffic import Place, Row, traffic
-from minitrain.plan.activations import in_flight, of_a_block
+from minitrain.plan.activations import in_flight, kept_of_a_block, made_by_a_block
 from minitrain.plan.bubble import SCHEDULES, Bubble, bubble
 from minitrain.plan.buffers import buffers
 from minitrain.plan.flops import Convention, conventions
@@ -34,14 +34,20 @@ class Holding(NamedTuple):
     in_flight: int  # micro-batches
     buffers: int
     logits: int  # and, in 16 bits, their gradient: the largest of what comes and goes within a micro-batch
+    again: int  # what recomputation makes of a block in its backward, which comes and goes too
 
     @property
     def activations(self) -> int:
         return self.kept * self.in_flight
 
     @property
+    def stays(self) -> int:
+        """What metrics.jsonl has under memory_bytes."""
+        return self.persistent.total + self.activations + self.buffers
+
+    @property
     def total(self) -> int:
-        return self.persistent.total + self.activations + self.buffers + self.logits
+        return self.stays + max(self.logits, self.again)
 
 
 class Prediction(NamedTuple):
@@ -75,16 +81,19 @@ def holdings(config: Config, gpu: bool) -> list[Holding]:
 def _holding(config: Config, kind: StageKind, spot: Spot, gpu: bool) -> Holding:
     at, sizes, layers = layout_of(config), SIZES[config.precision], layers_of(config, kind.first)
     logits = at.tokens * ids_held(config, spot.tp) if kind.first == at.pp - 1 else 0
-    units = units_of(config, spot)
+    units, kept = units_of(config, spot), kept_of_a_block(config, spot.tp, gpu)
+    made = made_by_a_block(config, spot.tp, gpu)
+    again = {"none": 0, "selective": made - kept, "full": made}[config.parallel.recompute]
     return Holding(
         kind=kind,
         layers=layers,
         elements=sum(u.number * sum(n for _, n in u.tensors) for u in units),
         persistent=persistent(config, spot),
-        kept=layers * of_a_block(config, spot.tp, gpu),
+        kept=layers * kept,
         in_flight=in_flight(config, kind.first),
         buffers=buffers(config, spot),
         logits=logits * (sizes.wide + (sizes.param if sizes.param < sizes.wide else 0)),
+        again=again,
     )
 
 

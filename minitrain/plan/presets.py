@@ -38,10 +38,13 @@ def _llama3(layers: int, width: int, heads: int, ffn: int) -> Preset:
 
 
 def _megatron(heads: int, width: int, layers: int, tp: int, pp: int, world: int, batch: int) -> Preset:
-    """A row of Narayanan et al. 2021, table 1: model, layout, number of GPUs, sequences of a step."""
+    """A row of Narayanan et al. 2021, table 1: model, layout, number of GPUs, sequences of a step. Blocks
+    were recomputed (3.5).
+    """
     model = _model(arch="gpt2", layers=layers, width=width, heads=heads, vocab=51200, seq_len=2048)
     run = {"train.global_batch": batch, "train.micro_batch": 1, "precision": "fp16"}
-    return Preset({**model, "parallel.tp": tp, "parallel.pp": pp, **run}, world)
+    layout = {"parallel.tp": tp, "parallel.pp": pp, "parallel.recompute": "full"}
+    return Preset({**model, **layout, **run}, world)
 
 
 def _model(**fields: Any) -> Fields:

@@ -1,12 +1,14 @@
 """All legal layouts of a number of ranks, those that fit first and of these the fastest.
 
 What the user has named stays as it is. Free are otherwise tp, pp (and dp with them), the stage of ZeRO,
-sequence parallelism, and the sequences of a micro-batch, as powers of two. The schedule is not
-searched: by this model both take the same time, and 1F1B holds less.
+sequence parallelism, recomputation of all blocks or none (of scores flash attention keeps none), and the
+sequences of a micro-batch, as powers of two. The schedule is not searched: by this model both take the same
+time, and 1F1B holds less.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Literal, NamedTuple
 
 from minitrain.config import Config
@@ -18,6 +20,7 @@ from minitrain.rules import LAYOUT_RULES, TRAIN_RULES, is_legal
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 Zero = Literal[0, 1, 2, 3]
+Recompute = Literal["none", "selective", "full"]
 
 
 class Found(NamedTuple):
@@ -59,6 +62,7 @@ def candidates(config: Config, given: Collection[str], world: int) -> Iterator[C
 
     zeros: Sequence[Zero] = (p.zero,) if "parallel.zero" in given else (0, 1, 2, 3)
     sequences = (p.sequence,) if "parallel.sequence" in given else (False, True)
+    recomputes: Sequence[Recompute] = (p.recompute,) if "parallel.recompute" in given else ("none", "full")
     batches = free("train.micro_batch", MICRO_BATCHES, config.train.micro_batch)
     shard = p.shard if "parallel.shard" in given else None
     for dp in free("parallel.dp", divisors(world), p.dp):
@@ -68,8 +72,12 @@ def candidates(config: Config, given: Collection[str], world: int) -> Iterator[C
             for pp in free("parallel.pp", (world // dp // tp,), p.pp):
                 for micro in batches:
                     for zero in zeros if dp > 1 else zeros[:1]:
-                        for sequence in sequences if tp > 1 else sequences[:1]:
-                            parallel = replace(p, zero=zero, shard=shard, sequence=sequence)
+                        for sequence, recompute in product(
+                            sequences if tp > 1 else sequences[:1], recomputes
+                        ):
+                            parallel = replace(
+                                p, zero=zero, shard=shard, sequence=sequence, recompute=recompute
+                            )
                             train = replace(config.train, micro_batch=micro)
                             one = with_layout(replace(config, parallel=parallel, train=train), dp, tp, pp)
                             if is_legal((*LAYOUT_RULES, *TRAIN_RULES), one, world, ()):

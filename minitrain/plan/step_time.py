@@ -21,15 +21,15 @@ from minitrain.config import Config
 from minitrain.model.spec import block_specs
 from minitrain.observe.flops import flops_per_token
 from minitrain.observe.traffic import Place, Row, traffic
-from minitrain.plan.activations import of_a_block
+from minitrain.plan.activations import kept_of_a_block, made_by_a_block
 from minitrain.plan.held import SIZES, StageKind, layers_of, layout_of, stage_kinds
 from minitrain.plan.machines import Machine
 from minitrain.plan.memory import heaviest, persistent
 
 ASSUMPTIONS = (
     "products of matrices run at the machine's `efficiency` of the published peak, whatever their size",
-    "everything else runs at the speed of memory: each kept byte, and each of the logits, is written and "
-    "read, and so is its gradient",
+    "everything else runs at the speed of memory: each byte that the backward needs, and each of the "
+    "logits, is written and read, and so is its gradient; what is made again once more",
     "links and network run at their published speed, and every group has them to itself",
     "nothing overlaps: neither a collective with arithmetic, nor two collectives",
     "messages of the pipeline cost time where it fills and drains; in between they hide behind others",
@@ -82,7 +82,11 @@ def step_time(config: Config, machine: Machine) -> StepTime:
     m = at.micro
     parts = (
         Part("products", m * slowest.products, "m x operations of a micro-batch / (efficiency x peak)"),
-        Part("memory", m * slowest.memory, "m x 4 (kept activations + logits) / speed of memory"),
+        Part(
+            "memory",
+            m * slowest.memory,
+            "m x (4 (activations + logits) + 2 x those made again) / memory speed",
+        ),
         Part("tensor parallel", m * slowest.tp, "m x collectives over tp of a micro-batch"),
         Part("ZeRO, each micro-batch", m * slowest.shard, "m x collectives over shard, kv of a micro-batch"),
         Part(
@@ -118,13 +122,14 @@ def _stage(config: Config, machine: Machine, kind: StageKind) -> _Stage:
     spot, peak = heaviest(config, stage), machine.peak(config.precision)
     assert peak is not None
     logits = at.tokens * ids_held(config, spot.tp) if stage == at.pp - 1 else 0
-    kept = layers_of(config, stage) * of_a_block(config, spot.tp, gpu=True)
+    made, kept = (of(config, spot.tp, gpu=True) for of in (made_by_a_block, kept_of_a_block))
+    activations, again = (layers_of(config, stage) * n for n in (made, made - kept))
     speed = machine.memory_gb_s * 1e9
     own = replace(config, parallel=replace(config.parallel, zero=3))  # at every stage what is updated
     of_micro, once = _sent(config, machine, Place(0, 0, stage, spot.tp))
     return _Stage(
         products=_operations(config, stage, spot.tp, logits) / (machine.efficiency * peak),
-        memory=4 * (kept + logits * sizes.wide) / speed,
+        memory=(4 * (activations + logits * sizes.wide) + 2 * again) / speed,
         tp=of_micro["tp"],
         shard=of_micro["shard"] + of_micro["kv"],
         once=once,
@@ -139,10 +144,13 @@ def ids_held(config: Config, tp_rank: int) -> int:
 
 
 def _operations(config: Config, stage: int, tp_rank: int, logits: int) -> int:
-    """Of a micro-batch, forward and backward, as they are done: attention leaves out keys that come after."""
+    """Of a micro-batch, forward and backward, as they are done: attention leaves out keys that come after.
+    A third of both is the forward, which recomputation does again.
+    """
     model, at = config.model, layout_of(config)
     matrices = _matrix_elements(config, tp_rank)
-    of_block = 6 * at.tokens * matrices + 6 * at.tokens * model.seq_len * model.width // at.tp
+    a, b = {"none": (6, 6), "selective": (6, 8), "full": (8, 8)}[config.parallel.recompute]
+    of_block = a * at.tokens * matrices + b * at.tokens * model.seq_len * model.width // at.tp
     return layers_of(config, stage) * of_block + 6 * logits * model.width
 
 

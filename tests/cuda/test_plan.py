@@ -50,6 +50,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "alone": dict(),
     "sharded": dict(dp=2, tp=2, zero=3, sequence=True),
     "pipeline": dict(pp=2),
+    "recomputed": dict(pp=2, tp=2, recompute="full"),
+    "scores recomputed": dict(pp=2, recompute="selective"),
 }
 CASES = itertools.product(MODELS, LAYOUTS, ("auto", "materialised"), ("fp32", "fp16", "bf16", "fp8"))
 SAMPLE = pairwise(

@@ -112,7 +112,8 @@ def test_a_search_looks_at_every_legal_layout() -> None:
     config = tiny(GPT2, dp=1)
     for world in (1, 4, 8):
         listed = {
-            (c["dp"], c["tp"], c["pp"], c["zero"], c["sequence"])
+            (c["dp"], c["tp"], c["pp"], c["zero"], c["sequence"], recompute)
+            for recompute in ("none", "full")
             for c in layouts(range(world, world + 1), GPT2)
             if c["schedule"] == "1f1b"
             and c["shard"] in (1, c["dp"])
@@ -120,15 +121,15 @@ def test_a_search_looks_at_every_legal_layout() -> None:
             and (c["tp"] != 1 or not c["sequence"])
         }
         given = {"train.micro_batch": 1}
-        looked_at = [layout_of(c) for c in candidates(config, given, world)]
-        found = [(at.dp, at.tp, at.pp, at.zero, at.sequence) for at in looked_at]
+        looked_at = [(layout_of(c), c.parallel.recompute) for c in candidates(config, given, world)]
+        found = [(at.dp, at.tp, at.pp, at.zero, at.sequence, recompute) for at, recompute in looked_at]
         assert len(found) == len(set(found)) and set(found) == listed
 
 
 def test_what_is_given_stays() -> None:
     config = tiny(GPT2, dp=2, tp=2, pp=2, zero=2)
     given = {"parallel.dp", "parallel.tp", "parallel.pp", "parallel.zero", "parallel.sequence"}
-    (only,) = candidates(config, given | {"train.micro_batch"}, 8)
+    (only,) = candidates(config, given | {"train.micro_batch", "parallel.recompute"}, 8)
     assert layout_of(only) == layout_of(config)
     some = [layout_of(c) for c in candidates(config, {"parallel.tp"}, 8)]
     assert {at.tp for at in some} == {2} and {at.dp for at in some} == {1, 2, 4}
@@ -143,7 +144,7 @@ def test_the_fastest_that_fits_comes_first(capsys: pytest.CaptureFixture[str]) -
     assert times == sorted(times) and 0 < len(times) < found["legal"]
     assert all(one["bytes"] <= 40e9 for one in found["fitting"])
     best = found["fitting"][0]
-    layout = " ".join(f"--parallel.{axis} {best[axis]}" for axis in ("dp", "tp", "pp", "zero"))
+    layout = " ".join(f"--parallel.{axis} {best[axis]}" for axis in ("dp", "tp", "pp", "zero", "recompute"))
     layout += (
         f" --parallel.sequence {str(best['sequence']).lower()} --train.micro_batch {best['micro_batch']}"
     )

@@ -68,6 +68,31 @@ def test_what_is_kept_is_written_and_read_twice() -> None:
         assert part(time, "memory") == approx(m * 4 * (L * (norms + attention + mlp) + logits) / 1000e9)
 
 
+@pytest.mark.parametrize("m", [1, 3])
+def test_recomputation_is_a_forward_of_all_blocks(m: int) -> None:
+    """Its products, which are a third of all; what it writes and reads; and its two all-reduces a block."""
+    kept, again = (
+        step_time(config(m, replace(MODEL, kv_heads=8), tp=2, recompute=name), MACHINE)
+        for name in ("none", "full")
+    )
+    head = 6 * V * H * B * S * m / 2 / (0.5 * 100e12)
+    assert part(again, "products") - head == approx(4 / 3 * (part(kept, "products") - head))
+    logits = B * S * V // 2 * 4
+    made = part(kept, "memory") / m * 1000e9 / 4 - logits
+    assert part(again, "memory") - part(kept, "memory") == approx(m * 2 * (made - L * X) / 1000e9)
+    one = 2 * LINK[0] + X / LINK[1]
+    assert part(again, "tensor parallel") - part(kept, "tensor parallel") == approx(m * 2 * L * one)
+
+
+def test_recomputation_of_scores_is_a_forward_of_attention() -> None:
+    kept, again = (step_time(config(recompute=name), MACHINE) for name in ("none", "selective"))
+    more = 2 * L * B * S * S * H / (0.5 * 100e12)
+    assert part(again, "products") - part(kept, "products") == pytest.approx(more, rel=1e-9)
+    scores = 2 * B * 8 * S * S + 4 * B * 8 * S
+    assert part(again, "memory") - part(kept, "memory") == pytest.approx(L * 2 * scores / 1000e9, rel=1e-9)
+    assert part(again, "tensor parallel") == 0
+
+
 def test_tensor_parallel() -> None:
     """Four all-reduces a block, one of the embedding, one of the head's input, and two of the loss."""
     alpha, beta = LINK
