@@ -42,9 +42,7 @@ class ParallelConfig:
     shard: int | None = None  # part of dp that ZeRO shards over (default: all of it if zero > 0, else 1)
     schedule: Literal["gpipe", "1f1b"] = "1f1b"  # pipeline schedule
     sequence: bool = False  # sequence parallelism: all-gather / reduce-scatter in place of tp's all-reduces
-    recompute: Literal["none", "selective", "full"] = (
-        "none"  # in the backward: attention's scores; whole blocks
-    )
+    recompute: Literal["none", "selective", "full"] = "none"  # compute scores, or whole blocks, twice
 
 
 @dataclass(frozen=True)
