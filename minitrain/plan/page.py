@@ -109,14 +109,16 @@ def _held(p: Prediction) -> Section:
 
 
 def _memory(p: Prediction) -> Section:
-    head = "stages,parameters,gradients,master,moments,activations,in flight,buffers,total,logits,again"
-    rows: Rows = [tuple(head.split(","))]
+    recompute = p.config.parallel.recompute
+    head = "stages,parameters,gradients,master,moments,activations,in flight,buffers,total,logits"
+    again = recompute != "none"
+    rows: Rows = [(*head.split(","), *(["again"] if again else []))]
     for h in p.holdings:
         kept = (size(h.activations), f"{h.in_flight} x {size(h.kept)}")
         states = tuple(size(n) for n in h.persistent)
-        passing = (size(h.logits), size(h.again))
+        passing = (size(h.logits), *([size(h.again)] if again else []))
         rows.append((_stages(h), *states, *kept, size(h.buffers), size(h.stays), *passing))
-    of_a_block = KEPT[p.config.parallel.recompute]
+    of_a_block = KEPT[recompute]
     by_schedule = "m" if p.config.parallel.schedule == "gpipe" else "min(m, p - s) on stage s"
     formulas = {
         "parameters": "q n, under ZeRO 3 q n / N_s: n elements of all units, each padded to N_s equal shards",
@@ -129,8 +131,9 @@ def _memory(p: Prediction) -> Section:
         "buffers": "what ZeRO 2, ZeRO 3 and run.exact borrow at once (plan/buffers.py)",
         "total": "the sum: what metrics.jsonl says under memory_bytes, to the byte",
         "logits": "b s V/t (w + q): what comes and goes beside the total; other temporaries are not counted",
-        "again": "what recomputation makes of one block in its backward, when the logits have gone",
     }
+    if again:
+        formulas["again"] = "what recomputation makes of one block in its backward, when the logits have gone"
     return Section("memory of such a rank", rows, formulas)
 
 
