@@ -112,11 +112,12 @@ class Stage:
         in the units. A block of which only the input was kept goes forward once more.
         """
         for unit, f8 in zip(reversed(self.blocks), reversed(self.scales), strict=True):
-            with unit.params() as w, unit.grads() as g:
+            with unit.params() as w:
                 kept = saved.blocks.pop()
                 if not isinstance(kept, BlockSaved):
                     _, kept = block_forward(kept, w, f8, self._block_context)
-                dx_SD = block_backward(dx_SD, kept, w, g, f8, self._block_context)
+                with unit.grads() as g:
+                    dx_SD = block_backward(dx_SD, kept, w, g, f8, self._block_context)
         if saved.ids_N is not None:
             self._embed_backward(dx_SD, saved.ids_N)
         return dx_SD
