@@ -9,6 +9,7 @@ What becomes of a block is said by the first line of its fence:
     ```console exact     as console, and the output is compared; `...` stands for anything
     ```text exact        what the python block before it prints, compared likewise
     ```text, ```sh       nothing: pictures, and commands that take minutes
+    ```{toctree}         nothing: the site's (tests/test_site.py)
 """
 
 import contextlib
@@ -80,7 +81,7 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.
                 shown = [part for part in text.splitlines(keepends=True) if not part.startswith("$ ")]
                 assert_printed("".join(shown), printed, where)
         else:
-            assert kind in ("text", "sh") or kind.startswith("python source="), f"{where}: what is `{kind}`?"
+            assert kind in ("text", "sh", "{toctree}") or kind.startswith("python source="), f"{where}: what is `{kind}`?"
 
 
 def run_commands(commands: list[str], directory: Path) -> str:
