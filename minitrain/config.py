@@ -12,6 +12,10 @@ OptimizerName = Literal[
     "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "radam", "adafactor", "adam8bit",
     "sage", "sophia-g", "sophia-h", "lion", "lamb", "muon",
 ]  # fmt: skip
+DrillName = Literal[
+    "none", "skipped-all-reduce", "partial-sum", "swapped-shard", "dropped-receive", "flipped-bit",
+    "straggler", "same-data", "sum-for-mean",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class RunConfig:
     check: bool = False  # before each collective ranks compare what they are about to do
     compare_every: int = 100  # steps between comparisons of what several ranks hold alike (0: never)
     hang_seconds: float = 600.0  # after which a collective that is not complete ends the job (0: never)
+    drill: DrillName = "none"  # a bug to be found, planted in this run (docs/drills.md)
 
 
 @dataclass(frozen=True)

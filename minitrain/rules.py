@@ -10,6 +10,8 @@ from minitrain.config import Config, LossScaleConfig, ModelConfig, OptimConfig
 from minitrain.defaults import OPTIMIZERS
 from minitrain.errors import Problem
 
+STRIKE = 3  # the step in which drills strike that do so once
+
 Remedy = str | Callable[[], str]  # the values to advise may have to be searched for
 Breach = tuple[str, Remedy] | None
 
@@ -300,6 +302,65 @@ def _gemm_is_of_gpus(c: Config, world_size: int) -> Breach:
     return f"{c.gemm} multiplies on GPUs, but the backend is numpy", "leave gemm out, or leave backend out"
 
 
+def _drill_over_tp(c: Config, world_size: int) -> Breach:
+    _, tp, _ = _layout(c)
+    if c.run.drill != "partial-sum" or tp > 1:
+        return None
+    return f"drill {c.run.drill} needs 2 tensor-parallel ranks, but tp is {tp}", "parallel.tp = 2 or more"
+
+
+def _drill_over_pp(c: Config, world_size: int) -> Breach:
+    _, _, pp = _layout(c)
+    if c.run.drill != "dropped-receive" or pp > 1:
+        return None
+    return f"drill {c.run.drill} needs 2 pipeline stages, but pp is {pp}", "parallel.pp = 2 or more"
+
+
+def _drill_over_dp(c: Config, world_size: int) -> Breach:
+    dp, _, _ = _layout(c)
+    if c.run.drill not in ("same-data", "sum-for-mean") or dp > 1:
+        return None
+    return f"drill {c.run.drill} needs 2 data-parallel ranks, but dp is {dp}", "parallel.dp = 2 or more"
+
+
+def _drill_over_shard(c: Config, world_size: int) -> Breach:
+    shard = c.parallel.shard
+    if c.run.drill != "swapped-shard" or shard is None or shard > 1:
+        return None
+    what = f"drill {c.run.drill} needs 2 shards, but shard is {shard}"
+    return what, "parallel.dp = 2 or more, with parallel.zero = 1, 2 or 3"
+
+
+def _drill_over_replicas(c: Config, world_size: int) -> Breach:
+    shard, (dp, _, _) = c.parallel.shard, _layout(c)
+    if c.run.drill not in ("skipped-all-reduce", "flipped-bit") or shard is None or dp >= 2 * shard:
+        return None
+    what = f"drill {c.run.drill} needs 2 replicas, but dp {dp} / shard {shard} = {dp // shard}"
+    return what, f"parallel.dp = {2 * shard} or more" + (", or a lower parallel.shard" if shard > 1 else "")
+
+
+def _drill_over_peers(c: Config, world_size: int) -> Breach:
+    dp, tp, _ = _layout(c)
+    if c.run.drill != "straggler" or dp * tp > 1:
+        return None
+    what = f"drill {c.run.drill} needs 2 ranks of one pipeline stage, but dp {dp} x tp {tp} = {dp * tp}"
+    return what, "parallel.dp or parallel.tp = 2 or more"
+
+
+def _partial_sum_is_of_all_reduces(c: Config, world_size: int) -> Breach:
+    if c.run.drill != "partial-sum" or not c.parallel.sequence:
+        return None
+    what = f"drill {c.run.drill} leaves out an all-reduce, but under sequence parallelism there is none"
+    return what, "parallel.sequence = false"
+
+
+def _drill_strikes_in_time(c: Config, world_size: int) -> Breach:
+    if c.run.drill not in ("dropped-receive", "flipped-bit") or c.train.steps >= STRIKE:
+        return None
+    what = f"drill {c.run.drill} strikes in step {STRIKE}, but there are {c.train.steps}"
+    return what, f"train.steps = {STRIKE} or more"
+
+
 def _is_power_of_two(n: int) -> bool:
     return n & (n - 1) == 0
 
@@ -355,4 +416,12 @@ TRAIN_RULES = (
     Rule(("collectives", "backend"), _nccl_is_of_gpus),
     Rule(("gemm", "backend"), _gemm_is_of_gpus),
     Rule(("attention", "backend"), _attention_is_of_gpus),
+    Rule(("run.drill", "parallel.tp"), _drill_over_tp),
+    Rule(("run.drill", "parallel.pp"), _drill_over_pp),
+    Rule(("run.drill", "parallel.dp"), _drill_over_dp),
+    Rule(("run.drill", "parallel.shard"), _drill_over_shard),
+    Rule(("run.drill", "parallel.dp", "parallel.shard"), _drill_over_replicas),
+    Rule(("run.drill", "parallel.dp", "parallel.tp"), _drill_over_peers),
+    Rule(("run.drill", "parallel.sequence"), _partial_sum_is_of_all_reduces),
+    Rule(("run.drill", "train.steps"), _drill_strikes_in_time),
 )

@@ -21,6 +21,7 @@ from minitrain.comm.traced import ByteCounter, Ledger, Watch, traced
 from minitrain.config import Config
 from minitrain.curvature import curvature_is_due, estimate_curvature
 from minitrain.data.tokenizer import IdTokenizer
+from minitrain.drills import plant
 from minitrain.errors import CheckpointError, Problem, TryAgainError
 from minitrain.generate import continue_tokens
 from minitrain.observe.chrome_trace import gather_timelines
@@ -56,6 +57,7 @@ def train(
         ledger, watch = listeners(sent, calls, timeline)
         comm = traced(checked(backend.world) if config.run.check else backend.world, ledger, watch)
         run = build(config, comm, checkpoint, backend.device)
+        plant(config.run.drill, run)
         if timeline:
             run = run._replace(trainer=observed(run.trainer, timeline))
         begun = checkpoint.step if checkpoint else 0

@@ -40,7 +40,7 @@ def banner(config: Config, notices: list[str], gpus: str = "") -> str:
 
 def facts(config: Config) -> dict[str, str]:
     """What a (resolved) configuration comes to, in words."""
-    return {
+    texts = {
         "model": _model(config),
         "precision": _precision(config),
         "data": _data(config),
@@ -48,6 +48,9 @@ def facts(config: Config) -> dict[str, str]:
         "optimizer": _optimizer(config),
         "layout": _layout(config),
     }
+    if config.run.drill != "none":
+        texts["drill"] = f"{config.run.drill} is planted: this run is wrong on purpose"
+    return texts
 
 
 def place_of(config: Config, rank: int) -> Place:

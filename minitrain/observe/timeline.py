@@ -22,7 +22,7 @@ from minitrain.parallel.stage import Stage
 from minitrain.parallel.unit import Unit
 
 PACKAGE = Path(__file__).parents[1]
-INSIDE = (str(PACKAGE / "comm"), str(PACKAGE / "observe"), str(PACKAGE / "watch"))  # no call site is here
+INSIDE = tuple(str(PACKAGE / name) for name in ("comm", "observe", "watch", "drills"))  # no call site is here
 
 BETWEEN = "between steps"
 AFTER = "gradients and update"  # of a step, when all micro-batches are done
