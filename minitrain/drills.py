@@ -19,7 +19,7 @@ from minitrain.comm.interface import Comm, Reduction
 from minitrain.parallel.unit import Unit
 from minitrain.rules import STRIKE
 
-STRAGGLER_SECONDS = 0.1  # that it takes longer for each forward of a micro-batch
+STRAGGLER_SECONDS = 0.2  # that it takes longer for each forward of a micro-batch
 
 
 def plant(name: str, run: Run) -> None:

@@ -14,6 +14,8 @@ STRIKE = 3  # the step in which drills strike that do so once
 
 Remedy = str | Callable[[], str]  # the values to advise may have to be searched for
 Breach = tuple[str, Remedy] | None
+Lack = tuple[str, str] | None
+"""What a drill needs and has not, as the end of a sentence about it; and a remedy."""
 
 
 class Rule(NamedTuple):
@@ -302,63 +304,76 @@ def _gemm_is_of_gpus(c: Config, world_size: int) -> Breach:
     return f"{c.gemm} multiplies on GPUs, but the backend is numpy", "leave gemm out, or leave backend out"
 
 
-def _drill_over_tp(c: Config, world_size: int) -> Breach:
+def _of_drills(*names: str) -> Callable[[Callable[[Config], Lack]], Callable[[Config, int], Breach]]:
+    """Makes a rule of what these drills need."""
+
+    def rule(lacks: Callable[[Config], Lack]) -> Callable[[Config, int], Breach]:
+        def breach(c: Config, world_size: int) -> Breach:
+            lack = lacks(c) if c.run.drill in names else None
+            return lack and (f"drill {c.run.drill} {lack[0]}", f"{lack[1]}, or run.drill = none")
+
+        return breach
+
+    return rule
+
+
+@_of_drills("partial-sum")
+def _drill_over_tp(c: Config) -> Lack:
     _, tp, _ = _layout(c)
-    if c.run.drill != "partial-sum" or tp > 1:
+    return None if tp > 1 else (f"needs 2 tensor-parallel ranks, but tp is {tp}", "parallel.tp = 2 or more")
+
+
+@_of_drills("partial-sum")
+def _drill_of_all_reduces(c: Config) -> Lack:
+    if not c.parallel.sequence:
         return None
-    return f"drill {c.run.drill} needs 2 tensor-parallel ranks, but tp is {tp}", "parallel.tp = 2 or more"
+    return "leaves out an all-reduce, of which sequence parallelism has none", "parallel.sequence = false"
 
 
-def _drill_over_pp(c: Config, world_size: int) -> Breach:
+@_of_drills("dropped-receive")
+def _drill_over_pp(c: Config) -> Lack:
     _, _, pp = _layout(c)
-    if c.run.drill != "dropped-receive" or pp > 1:
-        return None
-    return f"drill {c.run.drill} needs 2 pipeline stages, but pp is {pp}", "parallel.pp = 2 or more"
+    return None if pp > 1 else (f"needs 2 pipeline stages, but pp is {pp}", "parallel.pp = 2 or more")
 
 
-def _drill_over_dp(c: Config, world_size: int) -> Breach:
+@_of_drills("same-data", "sum-for-mean")
+def _drill_over_dp(c: Config) -> Lack:
     dp, _, _ = _layout(c)
-    if c.run.drill not in ("same-data", "sum-for-mean") or dp > 1:
-        return None
-    return f"drill {c.run.drill} needs 2 data-parallel ranks, but dp is {dp}", "parallel.dp = 2 or more"
+    return None if dp > 1 else (f"needs 2 data-parallel ranks, but dp is {dp}", "parallel.dp = 2 or more")
 
 
-def _drill_over_shard(c: Config, world_size: int) -> Breach:
+@_of_drills("swapped-shard")
+def _drill_over_shard(c: Config) -> Lack:
     shard = c.parallel.shard
-    if c.run.drill != "swapped-shard" or shard is None or shard > 1:
+    if shard is None or shard > 1:
         return None
-    what = f"drill {c.run.drill} needs 2 shards, but shard is {shard}"
-    return what, "parallel.dp = 2 or more, with parallel.zero = 1, 2 or 3"
+    return f"needs 2 shards, but shard is {shard}", "parallel.dp = 2 or more and parallel.zero = 1, 2 or 3"
 
 
-def _drill_over_replicas(c: Config, world_size: int) -> Breach:
+@_of_drills("skipped-all-reduce", "flipped-bit")
+def _drill_over_replicas(c: Config) -> Lack:
     shard, (dp, _, _) = c.parallel.shard, _layout(c)
-    if c.run.drill not in ("skipped-all-reduce", "flipped-bit") or shard is None or dp >= 2 * shard:
+    if shard is None or dp >= 2 * shard:
         return None
-    what = f"drill {c.run.drill} needs 2 replicas, but dp {dp} / shard {shard} = {dp // shard}"
-    return what, f"parallel.dp = {2 * shard} or more" + (", or a lower parallel.shard" if shard > 1 else "")
+    remedy = f"parallel.dp = {2 * shard} or more" + (", or a lower parallel.shard" if shard > 1 else "")
+    return f"needs 2 replicas, but dp {dp} / shard {shard} = {dp // shard}", remedy
 
 
-def _drill_over_peers(c: Config, world_size: int) -> Breach:
+@_of_drills("straggler")
+def _drill_over_peers(c: Config) -> Lack:
     dp, tp, _ = _layout(c)
-    if c.run.drill != "straggler" or dp * tp > 1:
+    if dp * tp > 1:
         return None
-    what = f"drill {c.run.drill} needs 2 ranks of one pipeline stage, but dp {dp} x tp {tp} = {dp * tp}"
+    what = f"needs 2 ranks of one pipeline stage, but dp {dp} x tp {tp} = 1"
     return what, "parallel.dp or parallel.tp = 2 or more"
 
 
-def _partial_sum_is_of_all_reduces(c: Config, world_size: int) -> Breach:
-    if c.run.drill != "partial-sum" or not c.parallel.sequence:
+@_of_drills("dropped-receive", "flipped-bit")
+def _drill_strikes_in_time(c: Config) -> Lack:
+    steps = c.train.steps
+    if steps >= STRIKE:
         return None
-    what = f"drill {c.run.drill} leaves out an all-reduce, but under sequence parallelism there is none"
-    return what, "parallel.sequence = false"
-
-
-def _drill_strikes_in_time(c: Config, world_size: int) -> Breach:
-    if c.run.drill not in ("dropped-receive", "flipped-bit") or c.train.steps >= STRIKE:
-        return None
-    what = f"drill {c.run.drill} strikes in step {STRIKE}, but there are {c.train.steps}"
-    return what, f"train.steps = {STRIKE} or more"
+    return f"strikes in step {STRIKE}, but train.steps is {steps}", f"train.steps = {STRIKE} or more"
 
 
 def _is_power_of_two(n: int) -> bool:
@@ -422,6 +437,6 @@ TRAIN_RULES = (
     Rule(("run.drill", "parallel.shard"), _drill_over_shard),
     Rule(("run.drill", "parallel.dp", "parallel.shard"), _drill_over_replicas),
     Rule(("run.drill", "parallel.dp", "parallel.tp"), _drill_over_peers),
-    Rule(("run.drill", "parallel.sequence"), _partial_sum_is_of_all_reduces),
+    Rule(("run.drill", "parallel.sequence"), _drill_of_all_reduces),
     Rule(("run.drill", "train.steps"), _drill_strikes_in_time),
 )
