@@ -1,6 +1,6 @@
 """Bugs to be found: `run.drill` plants one in a run, on purpose, and docs/drills.md is the exercise.
 
-A drill replaces a method of what this rank works with: a verb of a communicator, the forward of a stage, the
+A drill replaces methods of what this rank works with: a verb of a communicator, the forward of a stage, the
 batch of the loader. Neither the step nor the model knows of it, and what comes of it is what comes of the
 same mistake in their code. Where and when it happens is fixed, so that every run of a configuration has the
 same bug. Which axis a drill needs is in `rules.py`.

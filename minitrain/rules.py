@@ -344,10 +344,13 @@ def _drill_over_dp(c: Config) -> Lack:
 
 @_of_drills("swapped-shard")
 def _drill_over_shard(c: Config) -> Lack:
-    shard = c.parallel.shard
+    shard, zero, (dp, _, _) = c.parallel.shard, c.parallel.zero, _layout(c)
     if shard is None or shard > 1:
         return None
-    return f"needs 2 shards, but shard is {shard}", "parallel.dp = 2 or more and parallel.zero = 1, 2 or 3"
+    remedy = "parallel.zero 1, 2 or 3 on a parallel.dp of 2 or more"
+    if zero and dp > 1:
+        remedy = f"parallel.shard = {dp}"
+    return f"needs 2 shards, but shard is {shard}", remedy
 
 
 @_of_drills("skipped-all-reduce", "flipped-bit")
@@ -434,7 +437,7 @@ TRAIN_RULES = (
     Rule(("run.drill", "parallel.tp"), _drill_over_tp),
     Rule(("run.drill", "parallel.pp"), _drill_over_pp),
     Rule(("run.drill", "parallel.dp"), _drill_over_dp),
-    Rule(("run.drill", "parallel.shard"), _drill_over_shard),
+    Rule(("run.drill", "parallel.zero", "parallel.shard", "parallel.dp"), _drill_over_shard),
     Rule(("run.drill", "parallel.dp", "parallel.shard"), _drill_over_replicas),
     Rule(("run.drill", "parallel.dp", "parallel.tp"), _drill_over_peers),
     Rule(("run.drill", "parallel.sequence"), _drill_of_all_reduces),

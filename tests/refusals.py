@@ -36,6 +36,7 @@ ARGUMENTS = [
     Refusal("--model.arch lama", ('"lama", not one of llama, gpt2', "nearest is llama")),
     Refusal("--parallel.zero 4", ("4, not one of 0, 1, 2, 3", "nearest is 3")),
     Refusal("--parallel.zero -1", ("-1, not one of 0, 1, 2, 3", "nearest is 0")),
+    Refusal("--run.drill flip-bit", ('"flip-bit", not one of none, skipped-', "nearest is flipped-bit")),
     Refusal("--precision fp3", ('"fp3", not one of', "nearest is fp32")),
     Refusal("--precision fp4", ('"fp4", not one of fp64, fp32, fp16, bf16', "nearest is fp")),
     Refusal("--optim.name lions", ('"lions", not one of sgd, momentum,', "nearest is lion")),
@@ -281,6 +282,93 @@ TRAINING = [
     Refusal("--collectives nccl --backend numpy", ("nccl moves arrays of GPUs, but the backend is numpy",)),
     Refusal("--gemm gemmex --backend numpy", ("gemmex multiplies on GPUs, but the backend is numpy",)),
 ]
+DRILLS = [
+    Refusal(
+        "--run.drill skipped-all-reduce --parallel.dp 4 --parallel.zero 2",
+        (
+            "error: drill skipped-all-reduce needs 2 replicas, but dp 4 / shard 4 = 1; run.drill",
+            "parallel.dp = 8 or more, or a lower parallel.shard, or run.drill = none",
+        ),
+        ranks=4,
+    ),
+    Refusal(
+        "--run.drill flipped-bit --parallel.tp 2",
+        (
+            "error: drill flipped-bit needs 2 replicas, but dp 1 / shard 1 = 1; run.drill",
+            "parallel.dp = 2 or more, or run.drill = none",
+        ),
+        ranks=2,
+    ),
+    Refusal(
+        "--run.drill flipped-bit --parallel.dp 2 --train.steps 2",
+        (
+            "error: drill flipped-bit strikes in step 3, but train.steps is 2; run.drill",
+            "train.steps = 3 or more, or run.drill = none",
+        ),
+        ranks=2,
+    ),
+    Refusal(
+        "--run.drill partial-sum --parallel.dp 2",
+        (
+            "error: drill partial-sum needs 2 tensor-parallel ranks, but tp is 1; run.drill",
+            "parallel.tp = 2 or more, or run.drill = none",
+        ),
+        ranks=2,
+    ),
+    Refusal(
+        "--run.drill partial-sum --parallel.tp 2 --parallel.sequence true",
+        (
+            "error: drill partial-sum leaves out an all-reduce, of which sequence parallelism has none; run",
+            "parallel.sequence = false, or run.drill = none",
+        ),
+        ranks=2,
+    ),
+    Refusal(
+        "--run.drill swapped-shard --parallel.dp 2",
+        (
+            "error: drill swapped-shard needs 2 shards, but shard is 1; run.drill",
+            "parallel.zero 1, 2 or 3 on a parallel.dp of 2 or more, or run.drill = none",
+        ),
+        ranks=2,
+    ),
+    Refusal(
+        "--run.drill swapped-shard --parallel.dp 3 --parallel.zero 1 --parallel.shard 1",
+        ("error: drill swapped-shard needs 2 shards, but shard is 1;", "parallel.shard = 3, or run.drill"),
+        ranks=3,
+    ),
+    Refusal(
+        "--run.drill dropped-receive --parallel.dp 2",
+        (
+            "error: drill dropped-receive needs 2 pipeline stages, but pp is 1; run.drill",
+            "parallel.pp = 2 or more, or run.drill = none",
+        ),
+        ranks=2,
+    ),
+    Refusal(
+        "--run.drill straggler --parallel.pp 2",
+        (
+            "error: drill straggler needs 2 ranks of one pipeline stage, but dp 1 x tp 1 = 1; run.drill",
+            "parallel.dp or parallel.tp = 2 or more, or run.drill = none",
+        ),
+        ranks=2,
+    ),
+    Refusal(
+        "--run.drill same-data --parallel.tp 2",
+        (
+            "error: drill same-data needs 2 data-parallel ranks, but dp is 1; run.drill",
+            "parallel.dp = 2 or more, or run.drill = none",
+        ),
+        ranks=2,
+    ),
+    Refusal(
+        "--run.drill sum-for-mean",
+        (
+            "error: drill sum-for-mean needs 2 data-parallel ranks, but dp is 1; run.drill",
+            "parallel.dp = 2 or more, or run.drill = none",
+        ),
+        ranks=1,
+    ),
+]
 SURROUNDINGS = [
     Refusal("--run.dir full", ("full holds a run already", "choose another run.dir")),
     Refusal("--run.dir file/below", ("is a file, not a directory",)),
@@ -328,4 +416,4 @@ RESUMING = [
     Refusal("checkpoint rm x", ("invalid choice: 'rm'", "ls")),
     Refusal("checkpoint ls full", ("checkpoint runs in one process, but 4 were started",), ranks=4),
 ]
-ALL = ARGUMENTS + TOML + NUMBERS + MODEL + LAYOUT + TRAINING + SURROUNDINGS + NAMES + RESUMING
+ALL = ARGUMENTS + TOML + NUMBERS + MODEL + LAYOUT + TRAINING + DRILLS + SURROUNDINGS + NAMES + RESUMING

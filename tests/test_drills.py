@@ -168,69 +168,12 @@ def test_a_run_that_goes_on_has_the_drill_until_it_is_taken_away(
     assert "is planted" not in out and "run.drill is none, was same-data up to step 5" in out
 
 
-REFUSED = {
-    "skipped-all-reduce --parallel.dp 4 --parallel.zero 2": (
-        "needs 2 replicas, but dp 4 / shard 4 = 1; run.drill, parallel.dp, parallel.shard; "
-        "parallel.dp = 8 or more, or a lower parallel.shard, or run.drill = none"
-    ),
-    "flipped-bit --parallel.tp 2": (
-        "needs 2 replicas, but dp 1 / shard 1 = 1; run.drill, parallel.dp, parallel.shard; "
-        "parallel.dp = 2 or more, or run.drill = none"
-    ),
-    "flipped-bit --parallel.dp 2 --train.steps 2": (
-        "strikes in step 3, but train.steps is 2; run.drill, train.steps; "
-        "train.steps = 3 or more, or run.drill = none"
-    ),
-    "partial-sum --parallel.dp 2": (
-        "needs 2 tensor-parallel ranks, but tp is 1; run.drill, parallel.tp; "
-        "parallel.tp = 2 or more, or run.drill = none"
-    ),
-    "partial-sum --parallel.tp 2 --parallel.sequence true": (
-        "leaves out an all-reduce, of which sequence parallelism has none; run.drill, parallel.sequence; "
-        "parallel.sequence = false, or run.drill = none"
-    ),
-    "swapped-shard --parallel.dp 2": (
-        "needs 2 shards, but shard is 1; run.drill, parallel.shard; "
-        "parallel.dp = 2 or more and parallel.zero = 1, 2 or 3, or run.drill = none"
-    ),
-    "dropped-receive --parallel.dp 2": (
-        "needs 2 pipeline stages, but pp is 1; run.drill, parallel.pp; "
-        "parallel.pp = 2 or more, or run.drill = none"
-    ),
-    "straggler --parallel.pp 2": (
-        "needs 2 ranks of one pipeline stage, but dp 1 x tp 1 = 1; run.drill, parallel.dp, parallel.tp; "
-        "parallel.dp or parallel.tp = 2 or more, or run.drill = none"
-    ),
-    "same-data --parallel.tp 2": (
-        "needs 2 data-parallel ranks, but dp is 1; run.drill, parallel.dp; "
-        "parallel.dp = 2 or more, or run.drill = none"
-    ),
-    "sum-for-mean": (
-        "needs 2 data-parallel ranks, but dp is 1; run.drill, parallel.dp; "
-        "parallel.dp = 2 or more, or run.drill = none"
-    ),
-}
-
-
-@pytest.mark.parametrize("typed", REFUSED)
-def test_a_drill_without_its_axis_is_refused(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--collectives", "threads", "--dry-run", "--run.drill", *typed.split()]) == 2
-    name = typed.split()[0]
-    assert capsys.readouterr().err == f"minitrain: error: drill {name} {REFUSED[typed]}\n"
-
-
 @pytest.mark.parametrize("drill", LAYOUTS)
 def test_the_least_that_a_drill_needs_is_enough(drill: str, capsys: pytest.CaptureFixture[str]) -> None:
     axes = LAYOUTS[drill] | ({"parallel.dp": 2} if "parallel.dp" in LAYOUTS[drill] else {})
     layout = [word for name, size in axes.items() for word in (f"--{name}", str(size))]
     command = ["--collectives", "threads", "--dry-run", "--train.steps", "3", "--run.drill", drill, *layout]
     assert main(command) == 0, capsys.readouterr().err
-
-
-def test_a_name_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--run.drill", "flip-bit"]) == 2
-    err = capsys.readouterr().err
-    assert '"flip-bit", not one of none, skipped-all-reduce, ' in err and "the nearest is flipped-bit" in err
 
 
 # --- one by one

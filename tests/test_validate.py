@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import LAYOUT, MODEL, TRAINING, Refusal
+from refusals import DRILLS, LAYOUT, MODEL, TRAINING, Refusal
 
 from minitrain.arguments import parse
 from minitrain.config import Config, ModelConfig, ParallelConfig, TrainConfig
@@ -20,7 +20,7 @@ from minitrain.rules import LAYOUT_RULES, MODEL_RULES, TRAIN_RULES, Rule, near
 from minitrain.settings import read_settings
 from minitrain.validate import RANGES, validate
 
-JUDGED = MODEL + LAYOUT + TRAINING
+JUDGED = MODEL + LAYOUT + TRAINING + DRILLS
 RULES = MODEL_RULES + LAYOUT_RULES + TRAIN_RULES
 
 
