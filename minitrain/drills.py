@@ -46,7 +46,7 @@ def partial_sum(run: Run) -> None:
     grid, unit = run.trainer.grid, middle_block(run)
     if unit is None or not is_last(grid.dp):
         return
-    sums_until = 0
+    sums_until = 0  # the one that is left out
 
     def grads(original: Any) -> Any:
         nonlocal sums_until
