@@ -81,7 +81,9 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.
                 shown = [part for part in text.splitlines(keepends=True) if not part.startswith("$ ")]
                 assert_printed("".join(shown), printed, where)
         else:
-            assert kind in ("text", "sh", "{toctree}") or kind.startswith("python source="), f"{where}: what is `{kind}`?"
+            assert kind in ("text", "sh", "{toctree}") or kind.startswith("python source="), (
+                f"{where}: what is `{kind}`?"
+            )
 
 
 def run_commands(commands: list[str], directory: Path) -> str:
