@@ -94,6 +94,7 @@ class Stage:
                 z_SD, block_saved = block_forward(x, w, f8, self._block_context)
             saved.append(block_saved if self._keeps_blocks else x)
             x = z_SD
+            del block_saved  # what is not kept goes before the next block makes its own
         return x, StageSaved(ids_N, saved)
 
     def infer(self, x: Array, seq_len: int) -> Array:
@@ -103,7 +104,7 @@ class Stage:
             x = self._embed(x, seq_len)
         for unit, f8 in zip(self.blocks, self.scales, strict=True):
             with unit.params() as w:
-                x, _ = block_forward(x, w, f8, context)
+                x = block_forward(x, w, f8, context)[0]
         self.fp8.forget()  # training does not depend on what is looked at between steps
         return x
 
@@ -115,7 +116,7 @@ class Stage:
             with unit.params() as w:
                 kept = saved.blocks.pop()
                 if not isinstance(kept, BlockSaved):
-                    _, kept = block_forward(kept, w, f8, self._block_context)
+                    kept = block_forward(kept, w, f8, self._block_context)[1]
                 with unit.grads() as g:
                     dx_SD = block_backward(dx_SD, kept, w, g, f8, self._block_context)
         if saved.ids_N is not None:
