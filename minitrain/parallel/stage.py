@@ -119,6 +119,7 @@ class Stage:
                     kept = block_forward(kept, w, f8, self._block_context)[1]
                 with unit.grads() as g:
                     dx_SD = block_backward(dx_SD, kept, w, g, f8, self._block_context)
+                del kept  # before the next block makes its own
         if saved.ids_N is not None:
             self._embed_backward(dx_SD, saved.ids_N)
         return dx_SD

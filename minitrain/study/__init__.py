@@ -70,6 +70,11 @@ PARTS: dict[str, dict[str, Topic]] = {  # in the order in which the subject is t
             {"out": "study-precision", "steps": 300},
         ),
     },
+    "activations": {
+        "recomputation": _lecture(
+            "recomputation", "study_recomputation", "what the backward needs, kept or computed again"
+        ),
+    },
     "collectives, hop by hop": {
         "tree-broadcast": _lecture(
             "collectives", "study_tree_broadcast", "one rank's numbers to all, in log2(n) hops"

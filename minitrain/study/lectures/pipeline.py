@@ -162,9 +162,3 @@ def study_pipeline(page: Page, comm: Comm) -> None:
         f"It has the same bubble. It keeps less: at most {most['1f1b']} bytes on a stage, and GPipe "
         f"{most['gpipe']}; so it can afford more micro-batches, and these make the bubble small.",
     )
-    page.loosely(
-        "recomputation offloads activations",
-        "Recomputation drops them and computes them once more in the backward: it costs time of the "
-        "processor and no transfer. Offload moves them to another memory and back: it costs transfers and "
-        "no computing. This page does neither.",
-    )
