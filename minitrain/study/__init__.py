@@ -112,6 +112,9 @@ PARTS: dict[str, dict[str, Topic]] = {  # in the order in which the subject is t
             "study_vocab_parallel_cross_entropy",
             "a loss of which no rank has all logits",
         ),
+        "combinations": _lecture(
+            "combinations", "study_combinations", "all three at once: what each axis divides and sends"
+        ),
         "zero": _lecture(
             "zero", "study_zero", "ZeRO 1, 2, 3: who holds what, before and after each collective"
         ),
