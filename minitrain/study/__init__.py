@@ -119,6 +119,11 @@ PARTS: dict[str, dict[str, Topic]] = {  # in the order in which the subject is t
             "zero", "study_zero", "ZeRO 1, 2, 3: who holds what, before and after each collective"
         ),
     },
+    "use of the hardware": {
+        "utilisation": _lecture(
+            "utilisation", "study_utilisation", "of a step's seconds, how many multiply: MFU, HFU, the rest"
+        ),
+    },
 }
 TOPICS = {name: topic for part in PARTS.values() for name, topic in part.items()}
 
