@@ -10,10 +10,12 @@ from minitrain.comm.interface import Comm
 from minitrain.comm.single import SingleComm
 from minitrain.comm.threads import run_threads
 from minitrain.comm.traced import Call
+from minitrain.model.spec import block_specs
 from minitrain.observe.timeline import AFTER, CallMade, Purpose, Timeline, Work
 from minitrain.ops.table import Ops
 from minitrain.study import TOPICS
-from minitrain.study.lectures import recomputation
+from minitrain.study.lectures import recomputation, utilisation
+from minitrain.study.lectures.small import random_weights
 from minitrain.study.lectures.utilisation import Span
 from minitrain.study.listening import NAMES, Products, listening
 from minitrain.study.living import Living
@@ -162,17 +164,32 @@ def test_what_is_freed_is_alive_no_more_and_views_count_once() -> None:
         del y_NO
         assert living.bytes() == 64, "the view holds it"
         with living.visit("forward 0"):
+            ops.linear_forward(np.ones((2, 3)), np.ones((2, 3)))
             ops.linear_forward(np.ones((1, 3)), np.ones((1, 3)))
         del view
     assert living.bytes() == 0
-    assert living.visits == [("forward 0", 64, 72)]
+    assert living.visits == [("forward 0", 64, 64 + 32)]
+
+
+def test_the_peak_is_two_operations_for_each_element_of_a_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0, 4, 10, 12, 20, 23, 30, 34, 40, 44])  # 2 at best
+    monkeypatch.setattr(utilisation.time, "perf_counter", lambda: next(seconds))
+    assert utilisation.peak(SingleComm()) == 2 * 512**3 / 2
+
+
+def test_no_weight_is_zero() -> None:
+    for spec in block_specs(utilisation.configured(2, "none").model, 0):
+        assert np.all(random_weights(spec, tuple(slice(0, n) for n in spec.shape))), spec.name
 
 
 def test_utilisation_is_of_the_step_that_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
     """Operations / (seconds x ranks x peak), as far as digits are shown."""
-    text = " ".join(told(capsys, "utilisation", 2).split())
+    page = told(capsys, "utilisation", 2)
+    text = " ".join(page.split())
     peak = float(re.findall(r"reaches ([\d.]+) GFLOP/s", text)[0]) * 1e9
     seconds = float(re.findall(r"seconds ([\d.]+)", text)[0])
+    steps = [float(row[-1]) / 1e3 for row in table_of(page, "where the seconds went")[1:]]
+    assert len(steps) == 2 and abs(max(steps) - seconds) <= 6e-5
     for name, operations in (("MFU, 6N", 1_412_825_088), ("HFU, all that was done", 1_610_612_736)):
         shown = float(re.findall(rf"{name} ([\d.]+)%", text)[0]) / 100
         expected = operations / (seconds * 2 * peak)

@@ -97,7 +97,6 @@ def cost(comm: Comm, config: Config) -> Cost:
     """Of one micro-batch, on this rank, the embedding's all-reduce included."""
     counted, products = Counted(comm), Products()
     stage, batch = make_stage(counted.comm, config), random_batch(config, 0)
-    counted.take()
     with listening(stage.ops, products):
         x_SD, saved = stage.forward(batch.ids_MN[0])
         stage.backward(np.ones_like(x_SD), saved)
