@@ -112,6 +112,7 @@ def test_seconds_are_shared_out() -> None:
         **{"tp": 2, "pp": 2, "data": 1.5, "world": 0, "rest": 2.5},
     }
     assert sum(span.parts().values()) == span.seconds and span.is_in_order()
+    assert span.strip(39) == ".ffff" + "tttt" + "ff" + "llll" + "." + "pppp" + "." + "bbbbbbbb" + "ddduuuuu.."
 
 
 @pytest.mark.parametrize("spoil", [

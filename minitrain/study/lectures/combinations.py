@@ -1,6 +1,6 @@
 """Data, pipeline and tensor parallelism at once: one tiny model, trained a step in every layout of the ranks.
 
-Symbols: L layers, B sequences of the global batch, m micro-batches of a rank, N_d x N_p x N_t ranks.
+Symbols: L layers, m micro-batches of a rank.
 """
 
 import json
@@ -143,8 +143,8 @@ def the_grid(page: Page, comm: Comm) -> None:
     )
     page.say(
         "Ranks are numbered with tp fastest, then pp, then dp (comm/grid.py): rank = (dp place x pp + pp "
-        "place) x tp + tp place. What lies side by side in this order is near in the machine: a launcher "
-        "puts neighbours on one host."
+        "place) x tp + tp place. What lies side by side in this order is near in the machine, where a "
+        "launcher fills one host after another."
     )
     here = (grid.dp.rank * at.pp + grid.pp.rank) * at.tp + grid.tp.rank
     page.check("every rank is where the formula says", here == comm.rank)

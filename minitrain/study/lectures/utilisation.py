@@ -32,6 +32,7 @@ COMPUTING = {"load": "forward", "forward": "forward", "loss": "loss", "backward"
 CALLS = {"tp": "tp", "pp": "pp", "replica": "data", "shard": "data", "dp": "data", "world": "world"}
 """Axes by what their calls are for."""
 REST = "rest"
+COLUMNS = 80  # of a strip
 
 
 def configured(n: int, recompute: str) -> Config:
@@ -72,6 +73,18 @@ class Span(NamedTuple):
             parts[CALLS[call.call.axis]] += call.end - call.start
             parts[COMPUTING.get(call.purpose.phase, REST)] -= call.end - call.start
         return parts
+
+    def strip(self, columns: int) -> str:
+        """At the middle of each column the first letter of the part that was at work."""
+        pieces = [(call.start, call.end, CALLS[call.call.axis]) for call in self.timeline.calls]
+        pieces += [
+            (work.start, work.end, COMPUTING[work.purpose.phase])
+            for work in self.timeline.work
+            if work.purpose.phase in COMPUTING
+        ]
+        moments = (self.start + (column + 0.5) * self.seconds / columns for column in range(columns))
+        names = (next((name for a, b, name in pieces if a <= now < b), ".") for now in moments)
+        return "".join(name[0] for name in names)
 
     def is_in_order(self) -> bool:
         """Whether work follows on work, within the step, and every call lies within the work it was for."""
@@ -222,11 +235,13 @@ def where_seconds_went(page: Page, comm: Comm, span: Span) -> list[dict[str, flo
         row = [*of_rank.values(), sum(of_rank.values())]
         rows.append([f"rank {rank}", *(f"{seconds * 1e3:.2f}" for seconds in row)])
     page.table(rows)
+    strips = [str(json.loads(text)) for text in gather(comm, span.strip(COLUMNS))]
+    page.table([[f"rank {rank}", strip] for rank, strip in enumerate(strips)], left=2)
     page.say(
-        "Milliseconds. Computing, without the calls in it: forward and backward of the blocks and the "
-        "embedding, the loss with the head there and back, sums of gradients and the update. Calls to others "
-        "over tp, pp, data-parallel groups and the world, with the time that they wait. The rest is between "
-        "them."
+        "Milliseconds; and, in the order of time, the first letters of what was at work. Computing is without "
+        "the calls in it: forward and backward of the blocks and the embedding, the loss with the head there "
+        "and back, sums of gradients and the update. Calls to others over tp, pp, data-parallel groups and "
+        "the world are with the time that they wait. The rest (dots) is between them."
     )
     page.check(
         "on every rank work follows on work within the step, and calls lie within the work they are for",
