@@ -238,10 +238,10 @@ def where_seconds_went(page: Page, comm: Comm, span: Span) -> list[dict[str, flo
     strips = [str(json.loads(text)) for text in gather(comm, span.strip(COLUMNS))]
     page.table([[f"rank {rank}", strip] for rank, strip in enumerate(strips)], left=2)
     page.say(
-        "Milliseconds; and, in the order of time, the first letters of what was at work. Computing is without "
-        "the calls in it: forward and backward of the blocks and the embedding, the loss with the head there "
-        "and back, sums of gradients and the update. Calls to others over tp, pp, data-parallel groups and "
-        "the world are with the time that they wait. The rest (dots) is between them."
+        "Milliseconds; and, in the order of time, the first letters of what was at work. Computing is "
+        "without the calls in it: forward and backward of the blocks and the embedding, the loss with the "
+        "head there and back, sums of gradients and the update. Calls to others over tp, pp, data-parallel "
+        "groups and the world are with the time that they wait. The rest (dots) is between them."
     )
     page.check(
         "on every rank work follows on work within the step, and calls lie within the work they are for",
