@@ -221,8 +221,8 @@ def _parse_settings(argv: list[str], command: str) -> Arguments:
     options = {name: words for name, words in vars(typed).items() if isinstance(words, list)}
     files = [file for words in options.pop("config", []) for file in words]
     for name in PLAN_OPTIONS if command == "plan" else ():
-        words = options.pop(name.replace("-", "_"), [])
-        arguments.rest[name] = _plan_value(name, words, arguments)
+        words = options.pop(name.replace("-", "_"), None)
+        arguments.rest[name] = None if words is None else _plan_value(name, words, arguments)
     known = known_fields()
     for name, words in options.items():
         option = known[name]
@@ -244,9 +244,7 @@ def _parse_settings(argv: list[str], command: str) -> Arguments:
 
 
 def _plan_value(name: str, words: list[str], arguments: Arguments) -> str | int | None:
-    """None if it was not given, or wrongly: then that is a problem."""
-    if not words:
-        return None
+    """None if it was given wrongly, which is a problem."""
     metavar, _ = PLAN_OPTIONS[name]
     if len(words) != 1:
         problem = Problem(

@@ -58,6 +58,7 @@ ARGUMENTS = [
     Refusal("plan --world 0", ("error: --world is 0, not a number of ranks; --world; give a whole number",)),
     Refusal("plan --world many", ("error: --world is many, not a number of ranks",)),
     Refusal("plan --world 1 2", ("error: --world takes 1 value, not 2; --world; write --world N",)),
+    Refusal("plan --hardware --preset gpt2-124m", ("error: --hardware takes 1 value, not 0; --hardware;",)),
     Refusal("plan --worlds 2", ("unknown option --worlds;", "the nearest known is --world")),
     Refusal("plan --dry-run", ("unknown option --dry-run",)),
     Refusal("--world 2", ("unknown option --world",)),

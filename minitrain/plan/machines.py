@@ -11,7 +11,6 @@ matrix products reaches: `link_us`, `network_us` and `efficiency` are assumption
     source = "two cards an adapter"
 """
 
-import math
 import tomllib
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -98,7 +97,7 @@ def _read(file: str) -> dict[str, Machine]:
 
 def _machine(name: str, table: dict[str, Any], known: dict[str, Machine], file: str) -> Machine:
     like = table.pop("like", None)
-    if like is not None and like not in known:
+    if like is not None and not (isinstance(like, str) and like in known):
         remedy = f"like one of {', '.join(known)}, or of those above it"
         raise ConfigError([Problem(f"{name} is like {like}, which is unknown", file, remedy)])
     names = [field.name for field in fields(Machine)]
@@ -111,8 +110,8 @@ def _machine(name: str, table: dict[str, Any], known: dict[str, Machine], file: 
         elif key == "source":
             if not isinstance(value, str):
                 problems.append(Problem(f"{name}.source is no text", file, "say where its numbers are from"))
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            problems.append(Problem(f"{name}.{key} is {value}", file, "give a finite number above 0"))
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 1e-9 <= value <= 1e9:
+            problems.append(Problem(f"{name}.{key} is {value}", file, "give a number from 1e-9 to 1e9"))
         elif (key == "cards" and not isinstance(value, int)) or (key == "efficiency" and value > 1):
             remedy = "give a whole number" if key == "cards" else "give a share, up to 1"
             problems.append(Problem(f"{name}.{key} is {value}", file, remedy))

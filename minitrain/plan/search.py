@@ -1,7 +1,7 @@
 """All legal layouts of a number of ranks, those that fit first and of these the fastest.
 
 What the user has named stays as it is. Free are otherwise tp, pp (and dp with them), the stage of ZeRO,
-sequence parallelism, recomputation of all blocks or none (of scores flash attention keeps none), and the
+sequence parallelism, recomputation (of scores where flash attention does not leave them out anyway), and the
 sequences of a micro-batch, as powers of two. The schedule is not searched: by this model both take the same
 time, and 1F1B holds less.
 """
@@ -12,6 +12,7 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 from minitrain.config import Config
+from minitrain.plan.activations import keeps_scores
 from minitrain.plan.machines import Machine
 from minitrain.plan.prediction import holdings
 from minitrain.plan.step_time import step_time
@@ -62,7 +63,11 @@ def candidates(config: Config, given: Collection[str], world: int) -> Iterator[C
 
     zeros: Sequence[Zero] = (p.zero,) if "parallel.zero" in given else (0, 1, 2, 3)
     sequences = (p.sequence,) if "parallel.sequence" in given else (False, True)
-    recomputes: Sequence[Recompute] = (p.recompute,) if "parallel.recompute" in given else ("none", "full")
+    recomputes: Sequence[Recompute] = (
+        ("none", "selective", "full") if keeps_scores(config) else ("none", "full")
+    )
+    if "parallel.recompute" in given:
+        recomputes = (p.recompute,)
     batches = free("train.micro_batch", MICRO_BATCHES, config.train.micro_batch)
     shard = p.shard if "parallel.shard" in given else None
     for dp in free("parallel.dp", divisors(world), p.dp):

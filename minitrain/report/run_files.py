@@ -1,6 +1,7 @@
 """What the directory of a run holds, read and checked: it may be of a run that is still going on."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -89,7 +90,7 @@ def _read_metrics(path: Path) -> tuple[list[Step], list[Evaluation]]:
                 try:
                     entry = json.loads(line)
                     if "eval_loss" in entry:
-                        evaluations.append(Evaluation(int(entry["step"]), float(entry["eval_loss"])))
+                        evaluations.append(Evaluation(int(entry["step"]), _number(entry["eval_loss"])))
                     else:
                         steps.append(_step(entry))
                 except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -99,11 +100,16 @@ def _read_metrics(path: Path) -> tuple[list[Step], list[Evaluation]]:
     return steps, evaluations
 
 
+def _number(value: Any) -> float:
+    """The recorder writes null for what is not finite."""
+    return math.nan if value is None else float(value)
+
+
 def _step(entry: dict[str, Any]) -> Step:
     return Step(
         step=int(entry["step"]),
-        loss=float(entry["loss"]),
-        grad_norm=float(entry["grad_norm"]),
+        loss=_number(entry["loss"]),
+        grad_norm=_number(entry["grad_norm"]),
         lr=float(entry["lr"]),
         tokens=int(entry["tokens"]),
         seconds=float(entry["seconds"]),

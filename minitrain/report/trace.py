@@ -69,7 +69,8 @@ class Collective(NamedTuple):
 
     @property
     def end(self) -> float:
-        return max(call.end for call in self.calls)
+        """Of a message when it is received: its sender may ask for its buffer back much later."""
+        return max(call.end for call in self.calls if call.verb != "wait")
 
     @property
     def moving(self) -> float:

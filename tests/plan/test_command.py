@@ -113,7 +113,7 @@ def test_a_search_looks_at_every_legal_layout() -> None:
     for world in (1, 4, 8):
         listed = {
             (c["dp"], c["tp"], c["pp"], c["zero"], c["sequence"], recompute)
-            for recompute in ("none", "full")
+            for recompute in ("none", "selective", "full")
             for c in layouts(range(world, world + 1), GPT2)
             if c["schedule"] == "1f1b"
             and c["shard"] in (1, c["dp"])
@@ -124,6 +124,8 @@ def test_a_search_looks_at_every_legal_layout() -> None:
         looked_at = [(layout_of(c), c.parallel.recompute) for c in candidates(config, given, world)]
         found = [(at.dp, at.tp, at.pp, at.zero, at.sequence, recompute) for at, recompute in looked_at]
         assert len(found) == len(set(found)) and set(found) == listed
+    flash = replace(config, model=replace(config.model, width=4 * 64), precision="bf16")  # keeps no scores
+    assert {c.parallel.recompute for c in candidates(flash, {"train.micro_batch"}, 4)} == {"none", "full"}
 
 
 def test_what_is_given_stays() -> None:
@@ -217,8 +219,10 @@ BAD_MACHINES = {
     "half = 1": "half is no table",
     "[mine]\nhalf = 100": "mine lacks fp32, memory_gb",
     '[mine]\nlike = "h1000"': "mine is like h1000, which is unknown",
+    '[mine]\nlike = ["h100"]': "mine is like ['h100'], which is unknown",
+    f'[mine]\nlike = "h100"\nmemory_gb = 1{400 * "0"}': "mine.memory_gb is 1000",
     '[mine]\nlike = "h100"\nmemory = 3': "unknown key mine.memory; FILE; the nearest known is memory_gb",
-    '[mine]\nlike = "h100"\nlink_us = 0': "mine.link_us is 0; FILE; give a finite number above 0",
+    '[mine]\nlike = "h100"\nlink_us = 0': "mine.link_us is 0; FILE; give a number from 1e-9 to 1e9",
     '[mine]\nlike = "h100"\nlink_us = true': "mine.link_us is True",
     '[mine]\nlike = "h100"\nlink_us = inf': "mine.link_us is inf",
     '[mine]\nlike = "h100"\ncards = 1.5': "mine.cards is 1.5; FILE; give a whole number",

@@ -96,6 +96,7 @@ def test_each_kind_of_collective_is_drawn(run: Path, page: Page) -> None:
     assert page.run(POSITION).startswith(f"1 of {only}: ")
     choose(page, "phase", "loss")
     assert page.run(POSITION) == "nothing passes these filters"
+    assert page.run("getComputedStyle(document.querySelector('.replay')).display") == "none"
     assert page.errors == []
 
 

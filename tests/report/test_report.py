@@ -270,6 +270,10 @@ def test_waiting_ends_when_the_last_has_come(tmp_path: Path) -> None:
     run = read_run(made_up(tmp_path, config_of(tp=2, pp=1), work, calls))
     assert run.trace is not None
     pieces = segments(run.trace.work, collectives(run.trace.calls))
+    (sent,) = (c for c in collectives(run.trace.calls) if c.first.in_group == 7)
+    assert (sent.end, sent.moving) == (pytest.approx(15), pytest.approx(3)), (
+        "its sender's wait is no part of it"
+    )
     times = {(p.rank, p.kind, p.start, p.end) for p in pieces if p.kind in (WAITING, MOVING)}
     assert times == {
         (0, WAITING, 1, 4), (0, MOVING, 4, 6), (1, MOVING, 4, 7),
@@ -345,6 +349,19 @@ def test_a_run_without_a_trace_tells_how_to_get_one(copy: Path, undrawn: None) -
     page = page_of(copy)
     assert page.count("--run.trace true") == 3 and "<script" not in page
     assert rows_of(page, "bytes") and rows_of(page, "grid") and not (copy / "report/pipeline.svg").exists()
+
+
+def test_a_step_that_was_skipped(tmp_path: Path, undrawn: None) -> None:
+    """Its gradient is not finite, for which the recorder writes null."""
+    options = (
+        "--precision fp16 --loss_scale.initial 1e9 --train.steps 2 --data.holdout 0 --run.sample_tokens 0"
+    )
+    assert (
+        main(["train", *options.split(), "--run.progress", "none", "--run.dir", str(tmp_path / "run")]) == 0
+    )
+    run = read_run(tmp_path / "run")
+    assert run.steps[0].skipped and math.isnan(run.steps[0].grad_norm)
+    assert "<html" in page_of(tmp_path / "run")
 
 
 def test_a_run_that_goes_on(copy: Path, undrawn: None) -> None:
