@@ -72,7 +72,7 @@ def _sections(run: RunFiles, directory: Path) -> Iterator[str]:
     yield section("run", "The run", definitions(facts(run.config)), *_curves(run, directory))
     trace = run.trace
     if trace is None:
-        yield section("pipeline", "Pipeline", NO_TRACE)
+        yield section("pipeline", "Pipeline", no_trace(run))
     else:
         step = step_shown(trace)
         shown = of_step(trace, step)
@@ -81,17 +81,21 @@ def _sections(run: RunFiles, directory: Path) -> Iterator[str]:
     yield section("bytes", "Bytes: predicted and measured", *_bytes(run, trace, directory))
     yield section("grid", "Who holds what", *_grid(run, cells, directory))
     if trace is None:
-        yield section("collectives-of-a-step", "Collectives", NO_TRACE)
-        yield section("costs", "The most expensive calls", NO_TRACE)
+        yield section("collectives-of-a-step", "Collectives", no_trace(run))
+        yield section("costs", "The most expensive calls", no_trace(run))
     else:
         yield section("collectives-of-a-step", "Collectives, one at a time", *_replay(made, cells, step))
         yield section("costs", "The most expensive calls", *_costs(trace, len(cells)))
 
 
-NO_TRACE = paragraph(
-    f"This run has no {code(TRACE)}. Train with {code('--run.trace true')}, which writes one at the end, "
-    "and this part shows what each rank did and called."
-)
+def no_trace(run: RunFiles) -> str:
+    """In the place of what would be drawn from it."""
+    if run.config.run.trace:
+        return paragraph(f"{code(TRACE)} is written when a run ends: this one goes on, or was cut off.")
+    return paragraph(
+        f"This run has no {code(TRACE)}. Train with {code('--run.trace true')}, which writes one at the end, "
+        "and this part shows what each rank did and called."
+    )
 
 
 def outcome(run: RunFiles) -> str:

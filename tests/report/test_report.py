@@ -346,6 +346,10 @@ def test_shards_cover_every_element(real: Path) -> None:
 
 def test_a_run_without_a_trace_tells_how_to_get_one(copy: Path, undrawn: None) -> None:
     (copy / "trace.json").unlink()
+    assert page_of(copy).count("is written when a run ends") == 3
+    config = (copy / "config.toml").read_text()
+    assert config.count("trace = true") == 1
+    (copy / "config.toml").write_text(config.replace("trace = true", "trace = false"))
     page = page_of(copy)
     assert page.count("--run.trace true") == 3 and "<script" not in page
     assert rows_of(page, "bytes") and rows_of(page, "grid") and not (copy / "report/pipeline.svg").exists()
