@@ -12,7 +12,7 @@ from minitrain.plan.activations import kept_of_a_block
 from minitrain.plan.held import Layout, layout_of
 from minitrain.plan.prediction import Holding, Prediction
 from minitrain.plan.search import Search
-from minitrain.plan.step_time import ASSUMPTIONS, group, ids_held
+from minitrain.plan.step_time import ASSUMPTIONS, OPERATIONS, group, ids_held
 from minitrain.plan.textbook import RECIPES, TEXTBOOK, Recipe, activations, model_states
 from minitrain.tables import table
 
@@ -132,6 +132,8 @@ def _memory(p: Prediction) -> Section:
         "total": "the sum: what metrics.jsonl says under memory_bytes, to the byte",
         "logits": "b s V/t (w + q): what comes and goes beside the total; other temporaries are not counted",
     }
+    if p.machine:
+        formulas["fits"] = "total + logits, or + what is made again if that is more"
     if again:
         formulas["again"] = "what recomputation makes of one block in its backward, when the logits have gone"
     return Section("memory of such a rank", rows, formulas)
@@ -266,6 +268,15 @@ def _time(p: Prediction) -> Section:
     for axis in used:
         n, alpha, beta = group(p.config, p.machine, axis)
         formulas[f"alpha, beta of {axis} ({n:,} ranks)"] = f"{alpha * 1e6:g} us, {beta / 1e9:g} GB/s"
+    formulas["a collective"] = (
+        "hops x alpha + S / beta, S what a rank sends; of n ranks 2 ceil(log2 n) hops for an all-reduce, "
+        "ceil(log2 n) for a reduce-scatter or an all-gather, 1 for a message"
+    )
+    a, b = OPERATIONS[p.config.parallel.recompute]
+    formulas["operations of a micro-batch"] = (
+        f"blocks x ({a} b s P + {b} b s s h/t) + 6 b s h V/t, P elements of a block's matrices on a rank"
+    )
+    formulas["memory speed"] = f"{p.machine.memory_gb_s:g} GB/s"
     peak = p.machine.peak(p.config.precision)
     assert peak
     formulas["peak"] = (

@@ -38,6 +38,12 @@ ASSUMPTIONS = (
 )
 
 
+OPERATIONS = {"none": (6, 6), "selective": (6, 8), "full": (8, 8)}
+"""By `parallel.recompute`: of a token and an element of a block's matrices, and of a pair of positions and a
+channel, of which half are left out.
+"""
+
+
 class Part(NamedTuple):
     name: str
     seconds: float
@@ -99,7 +105,9 @@ def step_time(config: Config, machine: Machine) -> StepTime:
         ),
         Part("once a step", max(s.once for s in stages), "gradients, parameters, sums for norm and loss"),
         Part(
-            "update", max(s.update for s in stages), "2 x own parameters, gradients, moments / memory speed"
+            "update",
+            max(s.update for s in stages),
+            "2 x own parameters, gradients, master, moments / memory speed",
         ),
     )
     seconds = sum(part.seconds for part in parts)
@@ -149,7 +157,7 @@ def _operations(config: Config, stage: int, tp_rank: int, logits: int) -> int:
     """
     model, at = config.model, layout_of(config)
     matrices = _matrix_elements(config, tp_rank)
-    a, b = {"none": (6, 6), "selective": (6, 8), "full": (8, 8)}[config.parallel.recompute]
+    a, b = OPERATIONS[config.parallel.recompute]
     of_block = a * at.tokens * matrices + b * at.tokens * model.seq_len * model.width // at.tp
     return layers_of(config, stage) * of_block + 6 * logits * model.width
 
