@@ -69,6 +69,10 @@ ARGUMENTS = [
     Refusal("plan --hardware a100-80gb --precision fp8", ("no peak of a100-80gb is known in fp8",)),
     Refusal("plan --search --train.global_batch 8", ("a search compares times, but no machine is named",)),
     Refusal("plan --search --hardware h100", ("a search compares steps of one size, but none is given",)),
+    Refusal(
+        "plan --search --explain --hardware h100 --train.global_batch 8 --world 2",
+        ("error: a search lists layouts and explains none; --explain; leave it out",),
+    ),
     Refusal("plan --textbook --world 4", ("the textbook's table is of no run, but more is given",)),
     Refusal(
         "plan --world 6 --parallel.dp 2 --parallel.tp 2", ("= 4 ranks, but --world is 6; --world; give",)

@@ -35,6 +35,9 @@ def check_asked(asked: dict[str, Any], switches: set[str], given: Collection[str
     if "search" in switches and "train.global_batch" not in given:
         remedy = "train.global_batch = the sequences of a step"
         wrong("a search compares steps of one size, but none is given", "--search", remedy)
+    if {"search", "explain"} <= switches:
+        remedy = "leave it out, and explain the plan of a layout that the search finds"
+        wrong("a search lists layouts and explains none", "--explain", remedy)
     if "textbook" in switches and (given or switches & {"json", "search"} or any(asked.values())):
         remedy = "leave the rest out, but for --explain"
         wrong("the textbook's table is of no run, but more is given", "--textbook", remedy)
