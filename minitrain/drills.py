@@ -3,7 +3,7 @@
 A drill replaces methods of what this rank works with: a verb of a communicator, the forward of a stage, the
 batch of the loader. Neither the step nor the model knows of it, and what comes of it is what comes of the
 same mistake in their code. Where and when it happens is fixed, so that every run of a configuration has the
-same bug. Which axis a drill needs is in `rules.py`.
+same bug. Which axis a drill needs is in `drill_rules.py`.
 """
 
 import time
@@ -16,8 +16,8 @@ import numpy as np
 from minitrain.arrays.types import Array
 from minitrain.build import Run
 from minitrain.comm.interface import Comm, Reduction
+from minitrain.drill_rules import STRIKE
 from minitrain.parallel.unit import Unit
-from minitrain.rules import STRIKE
 
 STRAGGLER_SECONDS = 0.2  # that it takes longer for each forward of a micro-batch
 

@@ -10,12 +10,8 @@ from minitrain.config import Config, LossScaleConfig, ModelConfig, OptimConfig
 from minitrain.defaults import OPTIMIZERS
 from minitrain.errors import Problem
 
-STRIKE = 3  # the step in which drills strike that do so once
-
 Remedy = str | Callable[[], str]  # the values to advise may have to be searched for
 Breach = tuple[str, Remedy] | None
-Lack = tuple[str, str] | None
-"""What a drill needs and has not, as the end of a sentence about it; and a remedy."""
 
 
 class Rule(NamedTuple):
@@ -100,7 +96,7 @@ def _byte_vocabulary(c: Config, world_size: int) -> Breach:
 
 
 def _ranks(c: Config, world_size: int) -> Breach:
-    dp, tp, pp = _layout(c)
+    dp, tp, pp = extents(c)
     if dp * tp * pp == world_size:
         return None
     started = f"{count_ranks(world_size)} {'was' if world_size == 1 else 'were'} started"
@@ -109,7 +105,7 @@ def _ranks(c: Config, world_size: int) -> Breach:
 
 
 def _heads_over_tp(c: Config, world_size: int) -> Breach:
-    heads, (_, tp, _) = c.model.heads, _layout(c)
+    heads, (_, tp, _) = c.model.heads, extents(c)
     if heads % tp == 0:
         return None
     what = f"{heads} heads do not divide by tp {tp}"
@@ -117,7 +113,7 @@ def _heads_over_tp(c: Config, world_size: int) -> Breach:
 
 
 def _kv_heads_over_tp(c: Config, world_size: int) -> Breach:
-    heads, (_, tp, _) = c.model.heads, _layout(c)
+    heads, (_, tp, _) = c.model.heads, extents(c)
     if heads % tp or _kv_heads_fit(c, tp):  # heads that do not divide are another rule's
         return None
     what = f"{c.model.kv_heads} kv_heads and tp {tp}: neither divides the other"
@@ -130,14 +126,14 @@ def _kv_heads_fit(c: Config, tp: int) -> bool:
 
 
 def _layers_over_pp(c: Config, world_size: int) -> Breach:
-    layers, (_, _, pp) = c.model.layers, _layout(c)
+    layers, (_, _, pp) = c.model.layers, extents(c)
     if layers >= pp:
         return None
     return f"layers {layers} is less than pp {pp}", f"parallel.pp = {layers} or less"
 
 
 def _shard_over_dp(c: Config, world_size: int) -> Breach:
-    shard, (dp, _, _) = c.parallel.shard, _layout(c)
+    shard, (dp, _, _) = c.parallel.shard, extents(c)
     if shard is None or dp % shard == 0 or c.parallel.zero == 0:  # a shard without zero is another rule's
         return None
     what = f"dp {dp} does not divide by shard {shard}"
@@ -152,7 +148,7 @@ def _shard_needs_zero(c: Config, world_size: int) -> Breach:
 
 
 def _sequence_over_tp(c: Config, world_size: int) -> Breach:
-    tokens, (_, tp, _) = c.train.micro_batch * c.model.seq_len, _layout(c)
+    tokens, (_, tp, _) = c.train.micro_batch * c.model.seq_len, extents(c)
     if not c.parallel.sequence or tokens % tp == 0:
         return None
     what = f"sequence parallelism splits the {tokens} tokens of a micro-batch, which tp {tp} does not divide"
@@ -160,7 +156,7 @@ def _sequence_over_tp(c: Config, world_size: int) -> Breach:
 
 
 def _global_batch(c: Config, world_size: int) -> Breach:
-    batch, micro, (dp, _, _) = c.train.global_batch, c.train.micro_batch, _layout(c)
+    batch, micro, (dp, _, _) = c.train.global_batch, c.train.micro_batch, extents(c)
     if batch is None or batch % (dp * micro) == 0:
         return None
     what = f"global_batch {batch} is no multiple of dp {dp} x micro_batch {micro}"
@@ -169,7 +165,7 @@ def _global_batch(c: Config, world_size: int) -> Breach:
 
 
 def _exact_over_dp(c: Config, world_size: int) -> Breach:
-    dp, _, _ = _layout(c)
+    dp, _, _ = extents(c)
     if not c.run.exact or _is_power_of_two(dp):
         return None
     what = f"run.exact adds up in a binary tree, but dp {dp} is no power of two"
@@ -177,7 +173,7 @@ def _exact_over_dp(c: Config, world_size: int) -> Breach:
 
 
 def _exact_micro_batches(c: Config, world_size: int) -> Breach:
-    batch, micro, (dp, _, _) = c.train.global_batch, c.train.micro_batch, _layout(c)
+    batch, micro, (dp, _, _) = c.train.global_batch, c.train.micro_batch, extents(c)
     if not c.run.exact or batch is None or batch % (dp * micro) or not _is_power_of_two(dp):
         return None
     n = batch // micro
@@ -304,81 +300,6 @@ def _gemm_is_of_gpus(c: Config, world_size: int) -> Breach:
     return f"{c.gemm} multiplies on GPUs, but the backend is numpy", "leave gemm out, or leave backend out"
 
 
-def _of_drills(*names: str) -> Callable[[Callable[[Config], Lack]], Callable[[Config, int], Breach]]:
-    """Makes a rule of what these drills need."""
-
-    def rule(lacks: Callable[[Config], Lack]) -> Callable[[Config, int], Breach]:
-        def breach(c: Config, world_size: int) -> Breach:
-            lack = lacks(c) if c.run.drill in names else None
-            return lack and (f"drill {c.run.drill} {lack[0]}", f"{lack[1]}, or run.drill = none")
-
-        return breach
-
-    return rule
-
-
-@_of_drills("partial-sum")
-def _drill_over_tp(c: Config) -> Lack:
-    _, tp, _ = _layout(c)
-    return None if tp > 1 else (f"needs 2 tensor-parallel ranks, but tp is {tp}", "parallel.tp = 2 or more")
-
-
-@_of_drills("partial-sum")
-def _drill_of_all_reduces(c: Config) -> Lack:
-    if not c.parallel.sequence:
-        return None
-    return "leaves out an all-reduce, of which sequence parallelism has none", "parallel.sequence = false"
-
-
-@_of_drills("dropped-receive")
-def _drill_over_pp(c: Config) -> Lack:
-    _, _, pp = _layout(c)
-    return None if pp > 1 else (f"needs 2 pipeline stages, but pp is {pp}", "parallel.pp = 2 or more")
-
-
-@_of_drills("same-data", "sum-for-mean")
-def _drill_over_dp(c: Config) -> Lack:
-    dp, _, _ = _layout(c)
-    return None if dp > 1 else (f"needs 2 data-parallel ranks, but dp is {dp}", "parallel.dp = 2 or more")
-
-
-@_of_drills("swapped-shard")
-def _drill_over_shard(c: Config) -> Lack:
-    shard, zero, (dp, _, _) = c.parallel.shard, c.parallel.zero, _layout(c)
-    if shard is None or shard > 1:
-        return None
-    remedy = "parallel.zero 1, 2 or 3 on a parallel.dp of 2 or more"
-    if zero and dp > 1:
-        remedy = f"parallel.shard = {dp}"
-    return f"needs 2 shards, but shard is {shard}", remedy
-
-
-@_of_drills("skipped-all-reduce", "flipped-bit")
-def _drill_over_replicas(c: Config) -> Lack:
-    shard, (dp, _, _) = c.parallel.shard, _layout(c)
-    if shard is None or dp >= 2 * shard:
-        return None
-    remedy = f"parallel.dp = {2 * shard} or more" + (", or a lower parallel.shard" if shard > 1 else "")
-    return f"needs 2 replicas, but dp {dp} / shard {shard} = {dp // shard}", remedy
-
-
-@_of_drills("straggler")
-def _drill_over_peers(c: Config) -> Lack:
-    dp, tp, _ = _layout(c)
-    if dp * tp > 1:
-        return None
-    what = f"needs 2 ranks of one pipeline stage, but dp {dp} x tp {tp} = 1"
-    return what, "parallel.dp or parallel.tp = 2 or more"
-
-
-@_of_drills("dropped-receive", "flipped-bit")
-def _drill_strikes_in_time(c: Config) -> Lack:
-    steps = c.train.steps
-    if steps >= STRIKE:
-        return None
-    return f"strikes in step {STRIKE}, but train.steps is {steps}", f"train.steps = {STRIKE} or more"
-
-
 def _is_power_of_two(n: int) -> bool:
     return n & (n - 1) == 0
 
@@ -392,7 +313,8 @@ def is_token_file(path: str | None) -> bool:
     return path is not None and path.endswith(".bin")
 
 
-def _layout(c: Config) -> tuple[int, int, int]:
+def extents(c: Config) -> tuple[int, int, int]:
+    """dp, tp, pp."""
     dp, tp, pp = c.parallel.dp, c.parallel.tp, c.parallel.pp
     assert dp is not None and tp is not None and pp is not None, "resolve comes before validate"
     return dp, tp, pp
@@ -434,12 +356,4 @@ TRAIN_RULES = (
     Rule(("collectives", "backend"), _nccl_is_of_gpus),
     Rule(("gemm", "backend"), _gemm_is_of_gpus),
     Rule(("attention", "backend"), _attention_is_of_gpus),
-    Rule(("run.drill", "parallel.tp"), _drill_over_tp),
-    Rule(("run.drill", "parallel.pp"), _drill_over_pp),
-    Rule(("run.drill", "parallel.dp"), _drill_over_dp),
-    Rule(("run.drill", "parallel.zero", "parallel.shard", "parallel.dp"), _drill_over_shard),
-    Rule(("run.drill", "parallel.dp", "parallel.shard"), _drill_over_replicas),
-    Rule(("run.drill", "parallel.dp", "parallel.tp"), _drill_over_peers),
-    Rule(("run.drill", "parallel.sequence"), _drill_of_all_reduces),
-    Rule(("run.drill", "train.steps"), _drill_strikes_in_time),
 )

@@ -1,13 +1,18 @@
-"""Whether a configuration can run: each number alone, then what must hold between several (`rules.py`)."""
+"""Whether a configuration can run: each number alone, then what must hold between several (`rules.py`,
+`drill_rules.py`).
+"""
 
 import math
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from minitrain.config import Config
+from minitrain.drill_rules import DRILL_RULES
 from minitrain.errors import Problem
 from minitrain.fields import field_value
 from minitrain.rules import LAYOUT_RULES, MODEL_RULES, TRAIN_RULES, breaches
+
+RULES = MODEL_RULES + LAYOUT_RULES + TRAIN_RULES + DRILL_RULES
 
 
 class Range(NamedTuple):
@@ -26,7 +31,7 @@ def validate(config: Config, world_size: int, doubtful: Collection[str] = ()) ->
     out = out_of_range(config)
     wrong = out.keys() | set(doubtful)
     problems = [problem for name, problem in out.items() if name not in doubtful]
-    return problems + breaches(MODEL_RULES + LAYOUT_RULES + TRAIN_RULES, config, world_size, wrong)
+    return problems + breaches(RULES, config, world_size, wrong)
 
 
 def out_of_range(config: Config) -> dict[str, Problem]:

@@ -16,12 +16,11 @@ from minitrain.errors import MinitrainError
 from minitrain.fields import known_fields
 from minitrain.prepare import prepare
 from minitrain.resolve import AXES, resolve
-from minitrain.rules import LAYOUT_RULES, MODEL_RULES, TRAIN_RULES, Rule, near
+from minitrain.rules import LAYOUT_RULES, Rule, near
 from minitrain.settings import read_settings
-from minitrain.validate import RANGES, validate
+from minitrain.validate import RANGES, RULES, validate
 
 JUDGED = MODEL + LAYOUT + TRAINING + DRILLS
-RULES = MODEL_RULES + LAYOUT_RULES + TRAIN_RULES
 
 
 @functools.cache

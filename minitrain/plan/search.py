@@ -12,6 +12,7 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 from minitrain.config import Config
+from minitrain.drill_rules import DRILL_RULES
 from minitrain.plan.activations import keeps_scores
 from minitrain.plan.machines import Machine
 from minitrain.plan.prediction import holdings
@@ -20,6 +21,7 @@ from minitrain.resolve import divisors, with_layout
 from minitrain.rules import LAYOUT_RULES, TRAIN_RULES, is_legal
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
+OF_A_LAYOUT = (*LAYOUT_RULES, *TRAIN_RULES, *DRILL_RULES)  # the model is that of the configuration, and legal
 Zero = Literal[0, 1, 2, 3]
 Recompute = Literal["none", "selective", "full"]
 
@@ -43,7 +45,7 @@ def search(config: Config, given: Collection[str], world: int, machine: Machine)
     found, smallest, legal = [], None, 0
     for candidate in candidates(config, given, world):
         legal += 1
-        most = max(holding.total for holding in holdings(candidate, gpu=True))
+        most = max(holding.most for holding in holdings(candidate, gpu=True))
         if most <= machine.memory_gb * 1e9 or smallest is None or most < smallest.bytes:
             time = step_time(candidate, machine)
             one = Found(candidate, most, time.seconds, time.tokens_per_second, time.mfu)
@@ -63,27 +65,24 @@ def candidates(config: Config, given: Collection[str], world: int) -> Iterator[C
 
     zeros: Sequence[Zero] = (p.zero,) if "parallel.zero" in given else (0, 1, 2, 3)
     sequences = (p.sequence,) if "parallel.sequence" in given else (False, True)
-    recomputes: Sequence[Recompute] = (
-        ("none", "selective", "full") if keeps_scores(config) else ("none", "full")
-    )
+    recomputes: Sequence[Recompute] = ("none", "full")
     if "parallel.recompute" in given:
         recomputes = (p.recompute,)
+    elif keeps_scores(config):
+        recomputes = ("none", "selective", "full")
     batches = free("train.micro_batch", MICRO_BATCHES, config.train.micro_batch)
     shard = p.shard if "parallel.shard" in given else None
-    for dp in free("parallel.dp", divisors(world), p.dp):
-        for tp in free("parallel.tp", divisors(world // dp) if world % dp == 0 else (), p.tp):
-            if world % (dp * tp):
-                continue
-            for pp in free("parallel.pp", (world // dp // tp,), p.pp):
-                for micro in batches:
-                    for zero in zeros if dp > 1 else zeros[:1]:
-                        for sequence, recompute in product(
-                            sequences if tp > 1 else sequences[:1], recomputes
-                        ):
-                            parallel = replace(
-                                p, zero=zero, shard=shard, sequence=sequence, recompute=recompute
-                            )
-                            train = replace(config.train, micro_batch=micro)
-                            one = with_layout(replace(config, parallel=parallel, train=train), dp, tp, pp)
-                            if is_legal((*LAYOUT_RULES, *TRAIN_RULES), one, world, ()):
-                                yield one
+    for dp, tp in product(
+        free("parallel.dp", divisors(world), p.dp), free("parallel.tp", divisors(world), p.tp)
+    ):
+        pp = world // (dp * tp)
+        if dp * tp * pp != world or pp not in free("parallel.pp", (pp,), p.pp):
+            continue
+        for micro, zero, sequence, recompute in product(
+            batches, zeros if dp > 1 else zeros[:1], sequences if tp > 1 else sequences[:1], recomputes
+        ):
+            parallel = replace(p, zero=zero, shard=shard, sequence=sequence, recompute=recompute)
+            train = replace(config.train, micro_batch=micro)
+            one = with_layout(replace(config, parallel=parallel, train=train), dp, tp, pp)
+            if is_legal(OF_A_LAYOUT, one, world, ()):
+                yield one
