@@ -24,19 +24,20 @@ min(m, p - s) on stage s, counted from 0.
 """
 
 from minitrain.config import Config
-from minitrain.plan.held import SIZES, Layout, Spot, layers_of, layout_of
+from minitrain.plan.held import SIZES, Spot, layers_of, layout_of, piece
 
 QUERIES = 64  # of a block of scores on the host
 FLASH = (32, 64, 128)  # widths of heads
 FLASH_ROW = 256  # bytes of one at most
+KEPT = {"none": "norms + attention + MLP", "selective": "norms + q, k, v, o + MLP", "full": "q S h"}
+"""In words, what a micro-batch keeps of a block, by `parallel.recompute`."""
 
 
 def kept_of_a_block(config: Config, tp_rank: int, gpu: bool) -> int:
     """Bytes of one block and micro-batch, from the forward to the backward."""
-    at = layout_of(config)
     match config.parallel.recompute:
         case "full":
-            return SIZES[config.precision].param * _rows(at) * config.model.width
+            return SIZES[config.precision].param * layout_of(config).rows * config.model.width
         case "selective":
             return made_by_a_block(config, tp_rank, gpu) - _scores(config, gpu)
         case "none":
@@ -48,20 +49,14 @@ def made_by_a_block(config: Config, tp_rank: int, gpu: bool) -> int:
     model, at, sizes = config.model, layout_of(config), SIZES[config.precision]
     assert model.kv_heads and model.ffn, "the configuration is resolved"
     q, w, gpt2 = sizes.param, sizes.wide, model.arch == "gpt2"
-    b, s, h = config.train.micro_batch, model.seq_len, model.width
-    S = _rows(at)
+    b, s, S, h = config.train.micro_batch, model.seq_len, at.rows, model.width
     d, H, G = h // model.heads, model.heads // at.tp, max(1, model.kv_heads // at.tp)
-    F = model.ffn * (tp_rank + 1) // at.tp - model.ffn * tp_rank // at.tp
+    F = piece(model.ffn, tp_rank, at.tp)
 
     norms = 2 * (2 * q * S * h + w * S * (2 if gpu and gpt2 else 1))
     attention = q * b * s * d * (2 * H + 2 * G) + _scores(config, gpu)
     mlp = q * b * s * F * ((3 if gpt2 else 4) - (1 if gpu else 0))
     return norms + attention + mlp
-
-
-def _rows(at: Layout) -> int:
-    """S"""
-    return at.tokens // at.tp if at.sequence else at.tokens
 
 
 def _scores(config: Config, gpu: bool) -> int:

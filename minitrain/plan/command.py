@@ -8,10 +8,12 @@ from minitrain.errors import ConfigError, Problem
 from minitrain.fields import nearest
 from minitrain.plan.as_json import as_json, search_as_json
 from minitrain.plan.machines import find_machine
-from minitrain.plan.page import page, search_page, textbook_page
+from minitrain.plan.page import page
 from minitrain.plan.prediction import predict
 from minitrain.plan.presets import PRESETS
 from minitrain.plan.search import search
+from minitrain.plan.search_page import search_page
+from minitrain.plan.textbook_page import textbook_page
 
 
 def check_asked(asked: dict[str, Any], switches: set[str], given: Collection[str]) -> list[Problem]:

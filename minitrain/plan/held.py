@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from minitrain.config import Config, ModelConfig
-from minitrain.model.spec import ParamSpec, block_specs, embedding_specs, head_specs, position_specs
+from minitrain.model.spec import (
+    ParamSpec,
+    block_specs,
+    embedding_specs,
+    head_specs,
+    position_specs,
+    stage_layers,
+)
 
 
 class Sizes(NamedTuple):
@@ -51,6 +58,11 @@ class Layout(NamedTuple):
     @property
     def ranks(self) -> int:
         return self.dp * self.pp * self.tp
+
+    @property
+    def rows(self) -> int:
+        """S, of the tokens of a micro-batch those that a rank holds outside the tensor-parallel region."""
+        return self.tokens // self.tp if self.sequence else self.tokens
 
 
 class Spot(NamedTuple):
@@ -100,10 +112,24 @@ def layout_of(config: Config) -> Layout:
     )  # fmt: skip
 
 
+def group_sizes(config: Config) -> dict[str, int]:
+    """Ranks of a group, by axis."""
+    at, kv_heads = layout_of(config), config.model.kv_heads
+    assert kv_heads, "the configuration is resolved"
+    return {
+        "tp": at.tp, "pp": at.pp, "dp": at.dp, "shard": at.shard, "replica": at.dp // at.shard, "tied": 2,
+        "kv": max(1, at.tp // kv_heads), "world": at.ranks,
+    }  # fmt: skip
+
+
+def piece(n: int, rank: int, size: int) -> int:
+    """How many of n rows a rank holds, as even as whole rows allow; the last holds no fewer than another."""
+    return n * (rank + 1) // size - n * rank // size
+
+
 def layers_of(config: Config, stage: int) -> int:
-    """The first stages take what does not divide."""
-    each, more = divmod(config.model.layers, layout_of(config).pp)
-    return each + (stage < more)
+    """Blocks of a stage."""
+    return len(stage_layers(config.model.layers, stage, layout_of(config).pp))
 
 
 def stage_kinds(config: Config) -> list[StageKind]:

@@ -3,43 +3,14 @@ its formula, which `--explain` prints.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
 
-from minitrain.config import Config
 from minitrain.observe.flops import flops_per_token
-from minitrain.plan.activations import kept_of_a_block
-from minitrain.plan.held import Layout, layout_of
+from minitrain.plan.activations import KEPT
+from minitrain.plan.held import group_sizes, layout_of, piece
 from minitrain.plan.prediction import Holding, Prediction
-from minitrain.plan.search import Search
+from minitrain.plan.section import Formulas, Rows, Section, seconds, size
 from minitrain.plan.step_time import ASSUMPTIONS, OPERATIONS, group, ids_held
-from minitrain.plan.textbook import RECIPES, TEXTBOOK, Recipe, activations, model_states
-from minitrain.tables import table
-
-Rows = list[tuple[str, ...]]
-Formulas = dict[str, str]
-
-KEPT = {"none": "norms + attention + MLP", "selective": "norms + q, k, v, o + MLP", "full": "q S h"}
-"""What a micro-batch keeps of a block, by `parallel.recompute`."""
-
-
-class Section(NamedTuple):
-    """`rows` begins with the titles of the columns. `formulas` says how each number is made: by the title of
-    its column, or of its row where a row is one number.
-    """
-
-    title: str
-    rows: Rows
-    formulas: Formulas
-    notes: tuple[str, ...] = ()
-    left: int = 1  # columns of text
-
-    def text(self, explain: bool) -> str:
-        lines = [self.title, *("  " + line for line in table(self.rows, self.left).splitlines())]
-        lines += [f"  {note}" for note in self.notes]
-        if explain:
-            lines += [f"    {name}: {formula}" for name, formula in self.formulas.items()]
-        return "\n".join(lines)
+from minitrain.plan.textbook_page import activations_of_the_textbook, states_of_the_textbook
 
 
 def page(p: Prediction, explain: bool) -> str:
@@ -52,7 +23,14 @@ def page(p: Prediction, explain: bool) -> str:
 
 
 def sections(p: Prediction) -> list[Section]:
-    found = [_held(p), _memory(p), _textbook_states(p), _textbook_activations(p), _traffic(p), _flops(p)]
+    found = [
+        _held(p),
+        _memory(p),
+        states_of_the_textbook(p),
+        activations_of_the_textbook(p),
+        _traffic(p),
+        _flops(p),
+    ]
     found.append(_bubbles(p))
     return [*found, _time(p)] if p.time else found
 
@@ -90,7 +68,7 @@ def _held(p: Prediction) -> Section:
     model, at = p.config.model, layout_of(p.config)
     assert model.kv_heads and model.ffn
     rows: Rows = [("stages", "blocks", "heads", "kv heads", "ffn", "embedding", "head", "parameters")]
-    ids, ffn = ids_held(p.config, at.tp - 1), model.ffn - model.ffn * (at.tp - 1) // at.tp
+    ids, ffn = ids_held(p.config, at.tp - 1), piece(model.ffn, at.tp - 1, at.tp)
     for h in p.holdings:
         first, last = h.kind.first == 0, h.kind.first == at.pp - 1
         heads = (str(model.heads // at.tp), str(max(1, model.kv_heads // at.tp)), str(ffn))
@@ -139,45 +117,7 @@ def _memory(p: Prediction) -> Section:
     return Section("memory of such a rank", rows, formulas)
 
 
-def _textbook_states(p: Prediction) -> Section:
-    at = layout_of(p.config)
-    rows: Rows = [("bytes a parameter", "", *(f"ZeRO {zero}" for zero in range(4)))]
-    psi = p.parameters
-    for r in RECIPES:
-        cells = (size(sum(model_states(r, psi, zero, at.dp))) for zero in range(4))
-        constant = f"{r.param} + {r.grad} + {r.master + r.moments}"
-        rows.append((f"{r.name}: {constant}", r.source, *cells))
-    formulas = {
-        f"ZeRO {zero}": f"{text} Psi, Psi = {psi:,} parameters, N_d = {at.dp} data-parallel ranks"
-        for zero, text in enumerate(
-            ("(q + g + K)", "(q + g + K/N_d)", "(q + (g + K)/N_d)", "(q + g + K)/N_d")
-        )
-    }
-    note = "ours differ by tp and pp, which cut Psi first, and by padding, of units to equal shards"
-    title = f"model states by the textbook (of the whole model over dp {at.dp})"
-    return Section(title, rows, formulas, (note,), left=2)
-
-
-def _textbook_activations(p: Prediction) -> Section:
-    model, at = p.config.model, layout_of(p.config)
-    rows: Rows = [("a layer and micro-batch", "", "bytes")]
-    formulas: Formulas = {}
-    for one in activations(model.seq_len, p.config.train.micro_batch, model.width, model.heads, at.tp):
-        rows.append((one.case, one.formula, size(one.bytes)))
-        formulas[one.case] = f"{one.formula}; Korthikanti et al. 2022, table 2"
-    for name, gpu in (("ours on the host", False), ("ours on a GPU", True)):
-        kept = kept_of_a_block(p.config, at.tp - 1, gpu)
-        rows.append((name, KEPT[p.config.parallel.recompute], size(kept)))
-        formulas[name] = "of the heaviest rank, in this precision; term by term in plan/activations.py"
-    note = (
-        "the table is of GPT in 16 bits, with dropout and whole squares of scores; ours have no dropout, and "
-        "of the scores half, or none with flash attention"
-    )
-    return Section(f"activations by the textbook (16 bits, t = {at.tp})", rows, formulas, (note,), left=2)
-
-
 def _traffic(p: Prediction) -> Section:
-    at = layout_of(p.config)
     sent = [sum(row.sent for row in rows) for rows in p.rows]
     index = max(range(len(sent)), key=lambda i: sent[i])
     rows: Rows = [("axis", "verb", "ranks", "calls", "sent", "largest")]
@@ -198,23 +138,22 @@ def _traffic(p: Prediction) -> Section:
             f"{row.calls:,} x {row.bytes:,} B: {row.sent:,} B sent"
         )
     for axis, verb in calls:
-        n = _size_of(p.config, at, axis)
         key = axis, verb
-        rows.append((axis, verb, f"{n:,}", f"{calls[key]:,}", size(total[key]), size(largest[key])))
+        rows.append(
+            (
+                axis,
+                verb,
+                f"{group_sizes(p.config)[axis]:,}",
+                f"{calls[key]:,}",
+                size(total[key]),
+                size(largest[key]),
+            )
+        )
     if not calls:
         rows.append(("none", "", "", "", "", ""))
     stage = _stages(p.holdings[index])
     title = f"collectives of a step, of a rank of stage {stage}: {size(sent[index])} sent"
     return Section(title, rows, formulas, left=2)
-
-
-def _size_of(config: Config, at: Layout, axis: str) -> int:
-    kv_heads = config.model.kv_heads
-    assert kv_heads
-    return {
-        "tp": at.tp, "pp": at.pp, "dp": at.dp, "shard": at.shard, "replica": at.dp // at.shard, "tied": 2,
-        "kv": max(1, at.tp // kv_heads), "world": at.ranks,
-    }[axis]  # fmt: skip
 
 
 def _flops(p: Prediction) -> Section:
@@ -285,84 +224,6 @@ def _time(p: Prediction) -> Section:
     return Section("time of a step, by an alpha-beta model", rows, formulas)
 
 
-def textbook_page(explain: bool) -> str:
-    """The memory of 10 B parameters in pure bf16, and of the ZeRO paper's 7.5 B in mixed precision."""
-    pure, mixed = RECIPES[-1], RECIPES[0]
-    moment = pure.moments / 2 * TEXTBOOK
-    whole: Rows = [("parameters", "gradients", "first moment", "second moment", "together")]
-    cells = (pure.param * TEXTBOOK, pure.grad * TEXTBOOK, moment, moment)
-    whole.append(tuple(gb(n) for n in (*cells, sum(cells))))
-    titles = ("parameters", "gradients", "first moment", "second moment")
-    states = Section(
-        "10 B parameters in pure bf16, everything on every rank",
-        whole,
-        {**{name: "2 bytes x 10 x 10^9" for name in titles}, "together": "8 bytes x 10 x 10^9"},
-        left=0,
-    )
-    one = _zero_rows("the same over N_d ranks", pure, TEXTBOOK, (2, 8, 64))
-    other = _zero_rows(
-        "7.5 B in mixed precision (Rajbhandari et al. 2020, figure 1)", mixed, 7_500_000_000, (64,)
-    )
-    return "\n\n".join(section.text(explain) for section in (states, one, other))
-
-
-def _zero_rows(title: str, r: Recipe, psi: int, ranks: Sequence[int]) -> Section:
-    rows: Rows = [("", *(f"N_d = {n}" for n in ranks))]
-    names = ("q + g + K", "q + g + K/N_d", "q + (g + K)/N_d", "(q + g + K)/N_d")
-    formulas: Formulas = {}
-    for zero, name in enumerate(names):
-        rows.append((f"ZeRO {zero}", *(gb(sum(model_states(r, psi, zero, n))) for n in ranks)))
-        formulas[f"ZeRO {zero}"] = (
-            f"({name}) Psi with q = {r.param}, g = {r.grad}, K = {r.master + r.moments}"
-        )
-    return Section(title, rows, formulas)
-
-
-def search_page(found: Search, most: int = 10) -> str:
-    rows: Rows = [
-        tuple(",dp,pp,tp,ZeRO,sequence,recompute,micro-batch,m,step,tokens/s,MFU,most held".split(","))
-    ]
-    for place, one in enumerate(found.fitting[:most], 1):
-        at = layout_of(one.config)
-        rows.append(
-            (
-                str(place), str(at.dp), str(at.pp), str(at.tp), str(at.zero), "yes" if at.sequence else "no",
-                one.config.parallel.recompute, str(one.config.train.micro_batch), str(at.micro),
-                seconds(one.seconds), f"{one.tokens_per_second:,.0f}", f"{one.mfu:.1%}", size(one.bytes),
-            )
-        )  # fmt: skip
-    title = f"{found.legal:,} legal layouts, of which {len(found.fitting):,} fit; the fastest by this model"
-    if found.fitting:
-        return Section(title, rows, {}).text(explain=False)
-    if found.smallest is None:
-        return f"{title}: none"
-    at = layout_of(found.smallest.config)
-    nearest = f"dp {at.dp} x pp {at.pp} x tp {at.tp}, ZeRO {at.zero}, micro-batch of "
-    nearest += f"{found.smallest.config.train.micro_batch}: {size(found.smallest.bytes)} on its fullest rank"
-    return f"{title}: none. Nearest comes {nearest}"
-
-
 def _stages(h: Holding) -> str:
     first, last = h.kind.first, h.kind.first + h.kind.number - 1
     return str(first) if first == last else f"{first}-{last}"
-
-
-def size(n: float) -> str:
-    """Bytes, in steps of 1000."""
-    if n == 0:
-        return "0"
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= scale:
-            return f"{n / scale:.2f} {unit}" if n < 100 * scale else f"{n / scale:.0f} {unit}"
-    return f"{n:.0f} B"
-
-
-def gb(n: float) -> str:
-    return f"{n / 1e9:.1f} GB"
-
-
-def seconds(t: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if t >= scale:
-            return f"{t / scale:.3g} {unit}"
-    return f"{t / 1e-6:.3g} us"

@@ -46,7 +46,8 @@ class Holding(NamedTuple):
         return self.persistent.total + self.activations + self.buffers
 
     @property
-    def total(self) -> int:
+    def most(self) -> int:
+        """At once."""
         return self.stays + max(self.logits, self.again)
 
 
@@ -66,7 +67,7 @@ class Prediction(NamedTuple):
     @property
     def most(self) -> int:
         """Bytes of the rank that holds most."""
-        return max(holding.total for holding in self.holdings)
+        return max(holding.most for holding in self.holdings)
 
     @property
     def fits(self) -> bool | None:

@@ -22,7 +22,7 @@ from minitrain.model.spec import block_specs
 from minitrain.observe.flops import flops_per_token
 from minitrain.observe.traffic import Place, Row, traffic
 from minitrain.plan.activations import kept_of_a_block, made_by_a_block
-from minitrain.plan.held import SIZES, StageKind, layers_of, layout_of, stage_kinds
+from minitrain.plan.held import SIZES, StageKind, group_sizes, layers_of, layout_of, piece, stage_kinds
 from minitrain.plan.machines import Machine
 from minitrain.plan.memory import heaviest, persistent
 
@@ -147,8 +147,7 @@ def _stage(config: Config, machine: Machine, kind: StageKind) -> _Stage:
 
 def ids_held(config: Config, tp_rank: int) -> int:
     """Rows of the vocabulary."""
-    V, t = config.model.vocab, layout_of(config).tp
-    return V * (tp_rank + 1) // t - V * tp_rank // t
+    return piece(config.model.vocab, tp_rank, layout_of(config).tp)
 
 
 def _operations(config: Config, stage: int, tp_rank: int, logits: int) -> int:
@@ -203,26 +202,18 @@ def _message(config: Config, machine: Machine) -> float:
     at, model = layout_of(config), config.model
     if at.pp == 1:
         return 0.0
-    rows = at.tokens // at.tp if at.sequence else at.tokens
     _, alpha, beta = group(config, machine, "pp")
-    return alpha + rows * model.width * SIZES[config.precision].param / beta
+    return alpha + at.rows * model.width * SIZES[config.precision].param / beta
 
 
 def group(config: Config, machine: Machine, axis: str) -> tuple[int, float, float]:
     """Of an axis: its ranks, and alpha in seconds and beta in bytes a second between them."""
-    at, kv_heads = layout_of(config), config.model.kv_heads
-    assert kv_heads
+    at, size = layout_of(config), group_sizes(config)[axis]
     model = at.tp * at.pp
-    stride, size = {
-        "tp": (1, at.tp),
-        "kv": (1, max(1, at.tp // kv_heads)),
-        "pp": (at.tp, at.pp),
-        "tied": (model - at.tp, 2),
-        "shard": (model, at.shard),
-        "replica": (model * at.shard, at.dp // at.shard),
-        "dp": (model, at.dp),
-        "world": (1, at.ranks),
-    }[axis]
+    stride = {
+        "tp": 1, "kv": 1, "pp": at.tp, "tied": model - at.tp, "shard": model, "replica": model * at.shard,
+        "dp": model, "world": 1,
+    }[axis]  # fmt: skip
     link, network = machine.link_gb_s * 1e9, machine.network_gb_s * 1e9
     span = model if axis in ("pp", "tied") else stride * size
     if at.ranks <= machine.cards or machine.cards % span == 0:
