@@ -16,6 +16,7 @@ from minitrain.settings import read_settings
 from minitrain.validate import validate
 
 CONFIG = "config.toml"
+NO_STEP = "No step is done yet."
 
 
 class Step(NamedTuple):

@@ -91,6 +91,11 @@ class Trace(NamedTuple):
     def steps(self) -> list[int]:
         return sorted({work.step for work in self.work})
 
+    @property
+    def usual_steps(self) -> list[int]:
+        """Those after the first, in which memory is touched anew; the first, if it is the only one."""
+        return self.steps[1:] or self.steps
+
 
 def read_trace(path: Path, n_ranks: int) -> Trace:
     """Raises DataError if it is not as `observe/chrome_trace.py` writes it for so many ranks."""
@@ -169,11 +174,10 @@ def collectives(calls: Iterable[CallOfRank]) -> list[Collective]:
 
 
 def step_shown(trace: Trace) -> int:
-    """A usual one: of median duration among those after the first, in which memory is touched anew."""
-    durations = {step: _duration([w for w in trace.work if w.step == step]) for step in trace.steps}
-    usual = {step: durations[step] for step in trace.steps[1:] or trace.steps}
-    median = statistics.median_low(usual.values())
-    return next(step for step, duration in usual.items() if duration == median)
+    """One of median duration among the usual ones."""
+    durations = {step: _duration([w for w in trace.work if w.step == step]) for step in trace.usual_steps}
+    median = statistics.median_low(durations.values())
+    return next(step for step, duration in durations.items() if duration == median)
 
 
 def of_step(trace: Trace, step: int) -> Trace:

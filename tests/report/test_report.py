@@ -23,8 +23,8 @@ from minitrain.model.spec import model_specs
 from minitrain.observe.timeline import AFTER
 from minitrain.prepare import prepare
 from minitrain.report.costs import costs
+from minitrain.report.grid_part import slice_text
 from minitrain.report.holdings import process_grid, tensor_slices, zero_shards
-from minitrain.report.page import slice_text
 from minitrain.report.pipeline import MOVING, WAITING, measured_bubble, segments
 from minitrain.report.predicted import bytes_held, bytes_held_by_ranks, bytes_sent, bytes_sent_by_ranks
 from minitrain.report.run_files import read_run
