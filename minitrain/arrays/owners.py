@@ -3,6 +3,15 @@
 from typing import Any
 
 from minitrain.arrays.device import is_array
+from minitrain.arrays.types import Array
+
+
+def owner(array: Any) -> Array:
+    """The array whose memory it sees."""
+    while is_array(array.base):
+        array = array.base
+    found: Array = array
+    return found
 
 
 def owners(tree: Any) -> dict[int, int]:
@@ -13,9 +22,7 @@ def owners(tree: Any) -> dict[int, int]:
 
     def visit(node: Any) -> None:
         if is_array(node):
-            while is_array(node.base):
-                node = node.base
-            found[id(node)] = node.nbytes
+            found[id(owner(node))] = owner(node).nbytes
         elif isinstance(node, tuple | list):
             for child in node:
                 visit(child)

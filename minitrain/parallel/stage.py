@@ -76,7 +76,12 @@ class Stage:
             table_TC = rope_table(model.seq_len, head_width, model.rope_theta, self.precision.activation)
             rope_TC = device.to_device(table_TC)
         self._block_context = BlockContext(
-            *(self.ops, self.tp, model.seq_len, head_width, model.norm_eps, rope_TC),
+            self.ops,
+            self.tp,
+            model.seq_len,
+            head_width,
+            model.norm_eps,
+            rope_TC,
             keeps_scores=parallel.recompute != "selective",
         )
         self._keeps_blocks = parallel.recompute != "full"

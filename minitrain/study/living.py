@@ -11,17 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitrain.arrays.device import is_array
+from minitrain.arrays.owners import owner
 from minitrain.arrays.types import Array
 from minitrain.comm.interface import Comm
 from minitrain.parallel.unit import Unit
-
-
-def owner(array: Any) -> Array:
-    """The array whose memory it sees."""
-    while is_array(array.base):
-        array = array.base
-    found: Array = array
-    return found
 
 
 class Visit(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitrain.arrays.device import is_array
+from minitrain.arrays.owners import owner
 from minitrain.arrays.types import Array
 from minitrain.comm.grid import make_grid
 from minitrain.comm.interface import Comm
@@ -20,7 +21,7 @@ from minitrain.plan.activations import kept_of_a_block, made_by_a_block
 from minitrain.resolve import resolve
 from minitrain.study.lectures.small import random_batch, random_weights
 from minitrain.study.listening import Products, listening
-from minitrain.study.living import Living, Visit, owner
+from minitrain.study.living import Living, Visit
 from minitrain.study.page import Counted, Page, gather
 
 MODES = ("none", "selective", "full")
