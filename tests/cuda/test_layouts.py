@@ -46,13 +46,12 @@ MODELS = {
 }
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-dp2tp2-zero1-sequence": ("llama", dict(dp=2, tp=2, zero=1, sequence=True)),
-    "llama-tp4-selective": ("llama", dict(tp=4, recompute="selective")),  # each kv head on two ranks
+    "llama-tp4": ("llama", dict(tp=4)),  # each kv head on two ranks
     "tied-dp2pp2-zero3": ("tied", dict(dp=2, pp=2, zero=3)),
     "gpt2-dp2pp2-zero2": ("gpt2", dict(dp=2, pp=2, zero=2)),
-    "gpt2-tp2pp2-sequence-gpipe-full": (
-        "gpt2",
-        dict(tp=2, pp=2, sequence=True, schedule="gpipe", recompute="full"),
-    ),
+    "gpt2-tp2pp2-sequence-gpipe": ("gpt2", dict(tp=2, pp=2, sequence=True, schedule="gpipe")),
+    "llama-tp2-selective": ("llama", dict(tp=2, recompute="selective")),
+    "gpt2-tp2pp2-full": ("gpt2", dict(tp=2, pp=2, recompute="full")),
 }
 STEPS = 3
 ALL = (slice(None),)
